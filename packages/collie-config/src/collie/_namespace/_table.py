@@ -1,0 +1,65 @@
+"""Which distribution brings which package, and which package brings which flat name."""
+
+LEAVES = {  # package: distribution
+    "collie.config": "collie-config",
+    "collie.events": "collie-config",
+    "collie.interfaces": "collie-config",
+    "collie.utils.monitor": "collie-config",
+    "collie.adapters": "collie-models",
+    "collie.data": "collie-models",
+    "collie.models": "collie-models",
+    "collie.module": "collie-models",
+    "collie.parallel": "collie-models",
+    "collie.testing": "collie-models",
+    "collie.utils.dist_utils": "collie-models",
+    "collie.utils.padder": "collie-models",
+    "collie.utils.peft_utils": "collie-models",
+    "collie.callbacks": "collie-train",
+    "collie.controller.trainer": "collie-train",
+    "collie.optim": "collie-train",
+    "collie.controller.evaluator": "collie-eval",
+    "collie.controller.server": "collie-eval",
+    "collie.metrics": "collie-eval",
+    "collie.utils.data_provider": "collie-eval",
+    "collie.jobs": "collie-tui",
+    "collie.tui": "collie-tui",
+}
+
+_PROVIDED = {  # package: the names that `from collie import …` finds in it
+    "collie.config": ("CollieConfig", "load_config"),
+    "collie.utils.monitor": (
+        "BaseMonitor",
+        "CPUMemoryMonitor",
+        "DiskIOMonitor",
+        "EvalMonitor",
+        "LRMonitor",
+        "LossMonitor",
+        "MemoryMonitor",
+        "MultiMonitors",
+        "NetworkIOMonitor",
+        "StepTimeMonitor",
+        "TGSMonitor",
+        "get_monitor",
+    ),
+    "collie.data": ("CollieBatchSampler", "CollieDataLoader", "CollieDatasetForTraining"),
+    "collie.models": ("CollieModelForCausalLM", "LlamaForCausalLM", "Moss003MoonForCausalLM"),
+    "collie.module": ("GPTLMLoss",),
+    "collie.utils.dist_utils": ("env", "launch", "set_seed", "setup_distribution"),
+    "collie.utils.padder": ("ColliePadder",),
+    "collie.callbacks": ("Callback", "CallbackManager"),
+    "collie.controller.trainer": ("Trainer",),
+    "collie.optim": ("Lomo",),
+    "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
+    "collie.metrics": ("BaseMetric", "DecodeMetric", "PPLMetric"),
+}
+
+
+def _below(prefix: str) -> dict[str, str]:
+    return {name: leaf for leaf, names in _PROVIDED.items() if leaf.startswith(prefix) for name in names}
+
+
+NAMES = {  # one of the three packages that distributions share: its flat names, each with the package that brings it
+    "collie": _below("collie."),
+    "collie.controller": _below("collie.controller."),
+    "collie.utils": _below("collie.utils."),
+}

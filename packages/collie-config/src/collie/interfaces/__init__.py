@@ -1,0 +1,31 @@
+"""Where the packages meet: errors, optional imports and the shapes of the objects they hand to each other."""
+
+from collie.interfaces._errors import (
+    CheckpointError,
+    CollieError,
+    ConfigError,
+    DataError,
+    ForeignPackageError,
+    MissingExtraError,
+    ParallelSizeError,
+    UnknownFieldError,
+)
+from collie.interfaces._protocols import EventSink, FusedOptimizer, RunContext, SupportsEval
+from collie.interfaces._require import nearest, require
+
+__all__ = [
+    "CheckpointError",
+    "CollieError",
+    "ConfigError",
+    "DataError",
+    "EventSink",
+    "ForeignPackageError",
+    "FusedOptimizer",
+    "MissingExtraError",
+    "ParallelSizeError",
+    "RunContext",
+    "SupportsEval",
+    "UnknownFieldError",
+    "nearest",
+    "require",
+]

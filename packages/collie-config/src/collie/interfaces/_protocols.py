@@ -1,0 +1,58 @@
+"""What the packages know of each other: shapes of objects, no implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collie.events import Event
+
+
+class EventSink(Protocol):
+    """Takes a run's events. Neither blocks nor raises, whatever happens to the file behind it."""
+
+    def write(self, event: Event, *, step: int | None = None) -> None:
+        """Take one event of the global step `step`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What a Trainer hands to its monitors and evaluators.
+
+    Attributes:
+        events: where this rank's events go.
+        rank: this process, 0 … world_size - 1.
+        world_size: number of processes.
+        step: returns the index of the last finished global step, -1 before the first.
+    """
+
+    events: EventSink
+    rank: int
+    world_size: int
+    step: Callable[[], int]
+
+
+class SupportsEval(Protocol):
+    """What a Trainer asks of an evaluator."""
+
+    def bind(self, context: RunContext, model: Any) -> None:
+        """Take the run's events and step, and the model as the Trainer has wrapped it."""
+
+    def eval(self, dataloader: Iterable[Any] | None = None) -> dict[str, float]:
+        """Evaluate and return results by metric name; equal on all ranks."""
+        ...
+
+
+@runtime_checkable
+class FusedOptimizer(Protocol):
+    """An optimizer that owns the backward pass (LOMO), so that gradients need no memory of their own."""
+
+    fused: Literal[True]
+
+    def accumulate(self, loss: Any, *, last: bool) -> None:
+        """Run the backward pass of one micro-batch's loss (a scalar tensor); `last` marks the step's last one."""
+
+    def update(self, lr: float) -> float | None:
+        """Finish the step at learning rate `lr` and return the gradient norm if clipping computed it."""

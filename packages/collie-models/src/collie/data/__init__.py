@@ -1,0 +1,21 @@
+"""Rows, batches, and which rank reads which of them: datasets, padding, loaders for training and evaluation."""
+
+from collie.data._batches import MicroBatch, evaluation_batches
+from collie.data._check import check_rows
+from collie.data._dataset import CollieDatasetForTraining
+from collie.data._loader import CollieDataLoader
+from collie.data._padder import ColliePadder
+from collie.data._rows import IGNORE_INDEX
+from collie.data._sampler import CollieBatchSampler, SeededSampler
+
+__all__ = [
+    "IGNORE_INDEX",
+    "CollieBatchSampler",
+    "CollieDataLoader",
+    "CollieDatasetForTraining",
+    "ColliePadder",
+    "MicroBatch",
+    "SeededSampler",
+    "check_rows",
+    "evaluation_batches",
+]

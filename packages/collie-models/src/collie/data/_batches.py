@@ -1,0 +1,102 @@
+"""What loaders hand out, and the loading of evaluation rows over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from collie.data._sampler import CollieBatchSampler, SeededSampler, seed_sequence
+from collie.interfaces import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank.
+
+    Attributes:
+        batch: what the collate function made: tensors [B, S] and lists, by field.
+        rows: how many rows count. 0 marks a filler: one row again, with its labels, so that every rank makes the
+            same calls; neither its loss nor its predictions may count.
+    """
+
+    batch: dict[str, Any]
+    rows: int
+
+
+class BatchReader:
+    """A torch DataLoader over a CollieBatchSampler's micro-batches. It leaves torch's global random numbers alone."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        sampler: CollieBatchSampler,
+        collate_fn: Callable[[list[Any]], Any],
+        *,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.sampler = sampler
+        state = seed_sequence(seed, sampler.dp_rank).generate_state(1)
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            generator=torch.Generator().manual_seed(int(state[0])),
+        )
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[Any]:
+        """The collated micro-batches of an epoch from a step on."""
+        self.sampler.set_epoch(epoch, start_step)
+        return iter(self.loader)
+
+    def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
+        """The same by optimizer step, each micro-batch with the number of its rows that count."""
+        batches = self.batches(epoch, start_step)
+        return (
+            [MicroBatch(batch, rows) for rows, batch in zip(self.sampler.rows_of(step), batches, strict=False)]
+            for step in range(start_step, self.sampler.steps)
+        )
+
+
+def rows_in(dataset: Any) -> int:
+    """The number of a dataset's rows. Raises DataError: no length or no access by index, or no rows."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"the dataset is a {type(dataset).__name__}, which has no length or no access by index: "
+            "give a list of rows, or a dataset that has both."
+        )
+    if len(dataset) == 0:
+        raise DataError("the dataset has no rows: nothing can be trained or evaluated on it.")
+    return len(dataset)
+
+
+def evaluation_batches(
+    dataset: Any,
+    batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    collate_fn: Callable[[list[Any]], Any],
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[MicroBatch]:
+    """This rank's batches of the dataset in its own order: on every rank ceil(rows / (batch_size × dp_size)).
+
+    Of each global batch of batch_size × dp_size rows, rank r takes the r-th contiguous block: results gathered in
+    rank order, without those of fillers, are in the dataset's order, and no row counts twice. A rank without a row
+    in the last, smaller global batch gets a filler (rows 0).
+
+    batch_size: rows of one rank's batch. Raises DataError (no rows) and ConfigError (sizes), before the first batch.
+    """
+    order = SeededSampler(rows_in(dataset), shuffle=False, seed=0)
+    sampler = CollieBatchSampler(order, batch_size, dp_rank=dp_rank, dp_size=dp_size)
+    reader = BatchReader(dataset, sampler, collate_fn, num_workers=num_workers, pin_memory=pin_memory)
+    return (batch for step in reader.steps(0) for batch in step)

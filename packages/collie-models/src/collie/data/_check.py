@@ -1,0 +1,32 @@
+"""Whether rows that nobody has prepared can be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collie.data._dataset import CollieDatasetForTraining
+from collie.data._rows import check_target, row_kind, token_row
+from collie.interfaces import DataError
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> None:
+    """Check that rows can be trained on as they are: input_ids, fields of one length, a target token.
+
+    limit: how many rows to look at, from the first; None looks at all. The rows of a CollieDatasetForTraining were
+        checked when it was made, and are not read again.
+    Raises DataError naming the row, what it has, and the mend; also for no rows at all.
+    """
+    if isinstance(rows, CollieDatasetForTraining):
+        return
+    if len(rows) == 0:
+        raise DataError("the dataset has no rows: nothing can be trained or evaluated on it.")
+    for index in range(len(rows) if limit is None else min(limit, len(rows))):
+        row = rows[index]
+        kind = row_kind(row, index)
+        if kind != "input_ids":
+            raise DataError(
+                f"row {index} has the keys {sorted(row)} and no input_ids: make the rows tokens first, "
+                f"with CollieDatasetForTraining(rows, tokenizer)."
+            )
+        check_target(token_row(row, index), index)

@@ -1,0 +1,167 @@
+"""Which rows a rank reads in which optimizer step.
+
+One step takes dp_size × batch_size × accumulation_steps rows of the epoch's order, in any layout; so the same
+product sees the same rows in step k. Rank d's are the d-th contiguous block of them, and its micro-batches
+contiguous blocks of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import DistributedSampler
+
+from collie.interfaces import ConfigError, DataError
+
+
+class IndexOrder(Protocol):
+    """An order of row numbers, such as a torch Sampler; with `set_epoch` where it changes from epoch to epoch."""
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
+
+
+class SeededSampler:
+    """An epoch's order: a permutation drawn from (seed, epoch), equal on every rank, or the dataset's own."""
+
+    def __init__(self, length: int, shuffle: bool, seed: int) -> None:
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order the next passes as those of `epoch`."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.length))
+        order = np.random.default_rng(seed_sequence(self.seed, self.epoch)).permutation(self.length)
+        return iter(order.tolist())
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class CollieBatchSampler:
+    """The micro-batches of one rank as lists of row numbers, `accumulation_steps` of them a step, on every rank alike.
+
+    A last step with fewer rows (last_batch "normal") spreads them: each rank gets the same number or one more, and
+    fills its micro-batches one after another. A micro-batch for which none is left holds one row again, so that
+    every rank makes the same calls; `rows_of` is 0 for it, and it must not count. "drop" leaves that step out.
+
+    Usable as the batch_sampler of a torch DataLoader.
+
+    Args:
+        sampler: the order of rows, equal on every rank.
+        batch_size: rows of a micro-batch.
+        last_batch: "normal" or "drop".
+        accumulation_steps: micro-batches of a step.
+        dp_rank, dp_size: which of how many data-parallel replicas this is; tp and pp ranks of one replica share
+            its dp_rank.
+
+    Raises ConfigError: a size below 1, a rank outside of its size, another last_batch, no step at all.
+    """
+
+    def __init__(
+        self,
+        sampler: IndexOrder,
+        batch_size: int,
+        last_batch: str = "normal",
+        *,
+        accumulation_steps: int = 1,
+        dp_rank: int = 0,
+        dp_size: int = 1,
+    ) -> None:
+        for name, value in (
+            ("batch_size", batch_size),
+            ("accumulation_steps", accumulation_steps),
+            ("dp_size", dp_size),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r}: give a whole number of at least 1.")
+        if not 0 <= dp_rank < dp_size:
+            raise ConfigError(f"dp_rank={dp_rank} is not one of dp_size={dp_size} ranks: give 0 … {dp_size - 1}.")
+        if last_batch not in ("normal", "drop"):
+            raise ConfigError(f"last_batch={last_batch!r}: give 'normal' (a last, smaller step) or 'drop' (none).")
+        if isinstance(sampler, DistributedSampler):
+            raise ConfigError(
+                "sampler is a DistributedSampler, which splits the rows over ranks, as the loader does itself: "
+                "give a sampler of all rows, such as SequentialSampler, or use shuffle=True."
+            )
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.last_batch = last_batch
+        self.accumulation_steps = accumulation_steps
+        self.dp_rank = dp_rank
+        self.dp_size = dp_size
+        self.start_step = 0
+        self.rows_per_step = dp_size * batch_size * accumulation_steps
+        if self.steps == 0:
+            raise ConfigError(
+                f"{len(sampler)} rows make no step of dp_size={dp_size} × batch_size={batch_size} × "
+                f"accumulation_steps={accumulation_steps} = {self.rows_per_step} rows with last_batch={last_batch!r}: "
+                "use smaller sizes or more rows"
+                + (", or last_batch='normal' (drop_last=False)." if len(sampler) else ".")
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
+        if self.last_batch == "drop":
+            return len(self.sampler) // self.rows_per_step
+        return math.ceil(len(self.sampler) / self.rows_per_step)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Make the next pass that of `epoch`, from its step `start_step` on."""
+        if not 0 <= start_step <= self.steps:
+            raise ConfigError(f"start_step={start_step} is not in an epoch of {self.steps} steps.")
+        self.start_step = start_step
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+
+    def rows_of(self, step: int) -> list[int]:
+        """For each micro-batch of `step` on this rank the number of its rows that count."""
+        start, end = self._block(self._step_size(step))
+        return [max(0, min(self.batch_size, end - start - m * self.batch_size)) for m in range(self.accumulation_steps)]
+
+    def __len__(self) -> int:
+        """Micro-batches of a pass on this rank."""
+        return (self.steps - self.start_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # the order is taken now and not at the first next(): a later set_epoch belongs to a later pass
+        return self._micro_batches(
+            islice(iter(self.sampler), self.start_step * self.rows_per_step, None), self.start_step
+        )
+
+    def _micro_batches(self, order: Iterator[int], first_step: int) -> Iterator[list[int]]:
+        for step in range(first_step, self.steps):
+            rows = list(islice(order, self._step_size(step)))
+            if len(rows) < self._step_size(step):
+                raise DataError(f"the sampler ended in step {step}, before the {len(self.sampler)} rows of its length.")
+            start, _ = self._block(len(rows))
+            for count in self.rows_of(step):
+                yield rows[start : start + count] or rows[:1]
+                start += count
+
+    def _step_size(self, step: int) -> int:
+        return min(self.rows_per_step, len(self.sampler) - step * self.rows_per_step)
+
+    def _block(self, size: int) -> tuple[int, int]:
+        """This rank's part of a step of `size` rows: the first size % dp_size ranks have one row more."""
+        each, more = divmod(size, self.dp_size)
+        start = self.dp_rank * each + min(self.dp_rank, more)
+        return start, start + each + (self.dp_rank < more)
+
+
+def seed_sequence(seed: int, *path: int) -> np.random.SeedSequence:
+    """Independent random numbers for each path (an epoch, a rank) below one seed."""
+    return np.random.SeedSequence([seed % 2**63, *path])

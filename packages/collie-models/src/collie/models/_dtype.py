@@ -1,0 +1,45 @@
+"""The precision that a model's weights are held in."""
+
+from typing import Any
+
+import torch
+
+from collie.config import CollieConfig
+from collie.interfaces import ConfigError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float": torch.float32,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+def parse_dtype(value: Any) -> torch.dtype:
+    """Return a floating dtype from itself or its name, with or without "torch.".
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, torch.dtype) and value.is_floating_point:
+        return value
+    name = str(value).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype={value!r} is not a dtype for weights. Use one of {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def choose_dtype(asked: Any, config: CollieConfig) -> torch.dtype:
+    """Return the first that is given: the argument, ds_config's bf16 or fp16, the checkpoint's own, float32."""
+    if asked is not None and asked != "auto":
+        return parse_dtype(asked)
+    for section, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if (config.deepspeed.get(section) or {}).get("enabled") is True:
+            return dtype
+    own = config.model_config.dtype  # read from "dtype" and "torch_dtype" alike
+    return parse_dtype(own) if own is not None else torch.float32

@@ -1,0 +1,55 @@
+"""Which family serves a config: each says so itself, and another distribution's families are found by entry point."""
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from collie.interfaces import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from collie.models.base import CollieModelForCausalLM
+
+    Model = TypeVar("Model", bound=type[CollieModelForCausalLM])
+
+_ENTRY_POINTS = "collie.models"
+_OURS = ("collie.models.llama", "collie.models.moss_moon")
+_families: list["type[CollieModelForCausalLM]"] = []
+
+
+def register(family: "Model") -> "Model":
+    """Make a family known (a class decorator). One registered later is asked first.
+
+    A distribution that names its class under the entry-point group "collie.models" need not be imported for it.
+    """
+    if family not in _families:
+        _families.insert(0, family)
+    return family
+
+
+def find_family(model_config: Any) -> "type[CollieModelForCausalLM]":
+    """Return the family that serves a model's config.
+
+    Raises:
+        ConfigError: none does; the message lists the model types that are known.
+    """
+    _import_families()
+    for family in _families:
+        if family.serves(model_config):
+            return family
+    known = sorted({name for family in _families for name in family.model_types})
+    asked = getattr(model_config, "model_type", "")
+    near = nearest(str(asked), known)
+    raise ConfigError(
+        f"No model family of CoLLiE serves model_type {asked!r}; known are {', '.join(known)}."
+        f"{f' Did you mean {near!r}?' if near and near != asked else ''} Other models of transformers can be loaded "
+        f"with its AutoModelForCausalLM and trained under ZeRO."
+    )
+
+
+@cache
+def _import_families() -> None:
+    for module in _OURS:
+        import_module(module)
+    for entry in entry_points(group=_ENTRY_POINTS):
+        register(entry.load())

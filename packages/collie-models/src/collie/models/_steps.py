@@ -1,0 +1,64 @@
+"""From a config to a model with weights, in steps that can each be called alone.
+
+build on `meta` → (keep this stage's layers → apply the tensor-parallel plan) → materialise → load. The two in brackets
+have nothing to do yet: `refuse_unsupported` says so before any of it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from collie.config import CollieConfig
+from collie.interfaces import ConfigError, ParallelSizeError
+from collie.models.weights import Checkpoint, open_reader
+from collie.parallel import Fill
+
+if TYPE_CHECKING:
+    from collie.models.base import CollieModelForCausalLM
+
+    Model = TypeVar("Model", bound=CollieModelForCausalLM)
+
+
+def refuse_unsupported(config: CollieConfig) -> None:
+    """Say what this version does not do, before any of it is begun.
+
+    Raises:
+        ParallelSizeError: the config asks to split the model itself.
+        ConfigError: the config asks for quantized weights.
+    """
+    for field in ("tp_size", "pp_size"):
+        if (size := getattr(config, field)) != 1:
+            raise ParallelSizeError(
+                f"{field}={size}: this version splits models by data parallelism and ZeRO only. "
+                f"Set {field} to 1, and ZeRO stage 3 in ds_config where the model does not fit."
+            )
+    if config.uses_quantization:
+        raise ConfigError(
+            "quantization_config: CoLLiE's own models are not quantized in this version. Leave it out, or load the "
+            "model with transformers' AutoModelForCausalLM."
+        )
+
+
+def build(family: "type[Model]", config: CollieConfig) -> "Model":
+    """Return a model whose parameters have shapes and no storage."""
+    with torch.device("meta"):
+        return family(config)
+
+
+def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype) -> Fill:
+    """Check a checkpoint against a model, from headers alone, and return what fills the model's parameters from it.
+
+    Args:
+        folder: a Hugging Face folder.
+        model: on `meta`, or with weights in any layout.
+        dtype: of the values to come.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or a tensor is missing or misshapen.
+    """
+    template = build(type(model), model.collie_config)  # under ZeRO-3 a parameter's own shape is (0,)
+    shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
+    every = (name for name, _ in template.named_parameters(remove_duplicate=False))
+    tied = [name for name in every if name not in shapes]
+    return Checkpoint(open_reader(folder), model.names, model.config, shapes, tied).fill(dtype)

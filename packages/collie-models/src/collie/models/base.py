@@ -1,0 +1,317 @@
+"""What all families share: one forward over their parts, generation, loading and saving."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, DynamicCache, GenerationConfig, PretrainedConfig
+
+from collie.config import CollieConfig
+from collie.interfaces import CheckpointError, ConfigError
+from collie.models._describe import config_json
+from collie.models._dtype import choose_dtype
+from collie.models._generation import CausalLMOutput, Generates
+from collie.models._initialise import initialiser
+from collie.models._registry import find_family
+from collie.models._steps import build, read_from, refuse_unsupported
+from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
+from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
+from collie.parallel import active_topology, full_parameters, materialise, refill, setup_distribution
+
+# B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
+
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+class CollieModelForCausalLM(nn.Module, Generates):
+    """A decoder-only language model: embed → layers → norm → head.
+
+    A family is a subclass that makes these parts in its `__init__` and sets the class attributes below. A layer is
+    called as `layer(x_BSE, rope, mask, cache)`. `layers` is keyed by the layers' numbers in the whole model.
+
+    Args:
+        config: sizes, dropout, checkpointing, use_flash; its model_config describes the architecture. The model's
+            `collie_config` and `config` are these two.
+    """
+
+    # what a family says of itself
+    model_types: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[Names]
+    architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
+
+    embed: nn.Embedding
+    layers: nn.ModuleDict
+    norm: nn.Module
+    head: LMHead
+    rope: Rope
+
+    def __init__(self, config: CollieConfig) -> None:
+        super().__init__()
+        config.model_config = self.adopt(config.model_config)
+        self.collie_config = config
+        self.config = config.model_config
+        self.source: Path | None = None  # the folder that save_pretrained copies other files from
+        self.generation_config = GenerationConfig.from_model_config(self.config)
+        self._loss = GPTLMLoss()
+
+    # --- making one ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def serves(cls, model_config: PretrainedConfig) -> bool:
+        """Whether this family is the one that a config describes."""
+        return getattr(model_config, "model_type", None) in cls.model_types
+
+    @classmethod
+    def adopt(cls, model_config: PretrainedConfig) -> PretrainedConfig:
+        """Return the config as the class the family wants, with its defaults and its standard names.
+
+        Families that transformers has get the right class already; others make their own here.
+        """
+        return model_config
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_name: str | Path, config: CollieConfig | None = None, dtype: Any = None, **kwargs: Any
+    ) -> "CollieModelForCausalLM":
+        """Load a model from a Hugging Face folder or repository, in evaluation mode.
+
+        The model is built without storage, the checkpoint is checked against it from its headers, and then each
+        rank reads what it keeps: under ZeRO-3 its slices alone, and the model ends with a forward-only engine, so
+        that calling it and `generate` work at once. No code from the checkpoint runs.
+
+        Args:
+            path_or_name: a folder, or a repository of the Hub.
+            config: the run's config; None reads one from the checkpoint. Its `low_cpu_mem_usage` makes no
+                difference: loading always uses little.
+            dtype: of the weights, a torch dtype or its name; by default what ds_config enables (bf16, fp16), else
+                the checkpoint's own, else float32.
+            kwargs: revision, token, cache_dir, local_files_only and force_download for the Hub;
+                trust_remote_code is accepted and means nothing; without `config`, also fields of CollieConfig.
+
+        Raises:
+            ConfigError: an argument is unknown, no family serves the config, or sizes do not fit.
+            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen.
+        """
+        kwargs.pop("trust_remote_code", None)
+        dtype = dtype if dtype is not None else kwargs.pop("torch_dtype", None)
+        hub = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
+        folder = local_folder(path_or_name, **hub)
+        if config is None:
+            config = CollieConfig.from_pretrained(str(folder), **kwargs)
+        elif kwargs:
+            raise ConfigError(f"from_pretrained got the unknown argument {next(iter(kwargs))!r}; the Hub's are {_HUB}.")
+        family = cls._family(config)
+        refuse_unsupported(config)
+        topology = setup_distribution(config)
+        model = build(family, config)
+        chosen = choose_dtype(dtype, config)
+        materialise(model, config, topology, chosen, read_from(folder, model, chosen))
+        model.source = folder
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model.eval()
+
+    @classmethod
+    def from_config(cls, config: CollieConfig, dtype: Any = None) -> "CollieModelForCausalLM":
+        """Make a model with weights by `config.initization_method`, in evaluation mode.
+
+        The values depend on the config's seed and the parameters' names alone, so they are equal in every layout.
+
+        Raises:
+            ConfigError: no family serves the config, initization_method does not suit, or sizes do not fit.
+        """
+        family = cls._family(config)
+        refuse_unsupported(config)
+        topology = setup_distribution(config)
+        model = build(family, config)
+        chosen = choose_dtype(dtype, config)
+        materialise(model, config, topology, chosen, initialiser(config, chosen))
+        if config.source is not None and Path(config.source).is_dir():
+            model.source = Path(config.source)
+        return model.eval()
+
+    @classmethod
+    def _family(cls, config: CollieConfig) -> "type[CollieModelForCausalLM]":
+        if cls is CollieModelForCausalLM:
+            return find_family(config.model_config)
+        if not cls.serves(config.model_config):
+            raise ConfigError(
+                f"{cls.__name__} serves model_type {' and '.join(map(repr, cls.model_types))}, but this config has "
+                f"{config.model_config.model_type!r}. Use CollieModelForCausalLM, which finds the family."
+            )
+        return cls
+
+    def load_weights(self, path_or_name: str | Path, **hub: Any) -> None:
+        """Replace this model's weights by a checkpoint's, in any layout. Collective.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen. Nothing was replaced.
+        """
+        refill(self, active_topology(), read_from(local_folder(path_or_name, **hub), self, self.dtype))
+
+    def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:
+        """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
+
+        config.json is the source's with what was changed; tensors have the checkpoint's names and row order; the
+        source's other files are copied. Rank 0 writes, and holds one shard at a time. See
+        `collie.models.weights.write_folder` for what happens to an existing folder.
+
+        Raises:
+            CheckpointError: the file system refused; on every rank.
+            ValueError: max_shard_size is no size.
+        """
+        limit = byte_size(max_shard_size)
+        topology = active_topology()
+        parameters = full_parameters(self, topology)
+        failure: str | None = None
+        if topology.rank == 0:
+            content = config_json(self.config, self.source, self.dtype, self.architecture)
+            try:
+                write_folder(Path(path), parameters, self.names, self.config, Description(content, self.source), limit)
+            except CheckpointError as error:
+                failure = str(error)
+        else:
+            for _ in parameters:
+                pass
+        outcome = [failure]
+        if topology.world_size > 1:
+            dist.broadcast_object_list(outcome, src=0, device=topology.device)
+        if outcome[0] is not None:
+            raise CheckpointError(outcome[0])
+
+    # --- running it ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        return_logits: bool = True,
+        num_items_in_batch: int | Tensor | None = None,
+        logits_to_keep: int = 0,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutput:
+        """Run the model over new tokens, after those in the cache.
+
+        Args:
+            input_ids: [B, S]
+            attention_mask: [B, T], 1 for tokens and 0 for padding on either side; None for no padding.
+            position_ids: [B, S] or [1, S]; by default counted from the cache's end, alike in every row.
+            labels: [B, S] with -100 where there is no target; shifted here.
+            past_key_values: a cache of transformers with earlier tokens; it is extended in place.
+            use_cache: make a cache where none is given.
+            inputs_embeds: [B, S, E] in place of input_ids.
+            return_logits: False with labels computes the loss in the head, and never holds [B, S, V].
+            num_items_in_batch: what the loss is divided by, for means over more than this batch; by default the
+                number of this batch's targets.
+            logits_to_keep: logits of only so many last positions; 0 for all.
+            return_dict, output_attentions, output_hidden_states: accepted from transformers' generate and peft;
+                attentions and hidden states are not returned, and asking for them is refused.
+
+        Raises:
+            ValueError: arguments contradict each other or have wrong shapes.
+        """
+        _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
+        x_BSE = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        x_BSE = F.dropout(x_BSE, self.collie_config.dropout, self.training)
+        cache = self._cache(past_key_values, use_cache)
+        past = self._cached_length(cache)
+        new = x_BSE.shape[1]
+        mask = Mask.build(attention_mask, new, past, x_BSE.device)
+        if position_ids is None:
+            rope = self.rope.span(past, past + new, x_BSE.device)
+        else:
+            rope = self.rope.at(position_ids.to(x_BSE.device))
+        hidden_BSE = self.norm(self._run_layers(x_BSE, rope, mask, cache))
+        loss, logits_BSV = self._predict(hidden_BSE, labels, return_logits, num_items_in_batch, logits_to_keep)
+        return CausalLMOutput(loss=loss, logits=logits_BSV, past_key_values=cache)
+
+    def _run_layers(self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None) -> Tensor:
+        # a cache is extended by each call of a layer, so a layer that will be called again must not have one
+        again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
+        for layer in self.layers.values():
+            if again:
+                x_BSE = checkpoint(layer, x_BSE, rope, mask, None, use_reentrant=False)
+            else:
+                x_BSE = layer(x_BSE, rope, mask, cache)
+        return x_BSE
+
+    def _predict(
+        self,
+        hidden_BSE: Tensor,
+        labels: Tensor | None,
+        return_logits: bool,
+        num_items_in_batch: int | Tensor | None,
+        logits_to_keep: int,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return loss and logits, in one call of the head: under ZeRO-3 each call gathers its weight."""
+        if labels is None:
+            return None, self.head(hidden_BSE[:, -logits_to_keep:])  # -0 keeps all
+        labels = labels.to(hidden_BSE.device)
+        logits_BSV = self.head(hidden_BSE) if return_logits else None
+        count: int | Tensor = count_targets(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        total = self.head(hidden_BSE, labels) if logits_BSV is None else self._loss.sum(logits_BSV, labels)[0]
+        return total / count, logits_BSV
+
+    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
+        if given is None:
+            return DynamicCache(config=self.config) if use_cache else None
+        if not isinstance(given, Cache) or given.is_compileable:
+            raise ValueError(f"past_key_values of type {type(given).__name__} is not supported. Use a DynamicCache.")
+        return given
+
+    def _cached_length(self, cache: Cache | None) -> int:
+        first = next(iter(self.layers))
+        return int(cache.get_seq_length(int(first))) if cache is not None else 0
+
+    # --- what others ask of it ----------------------------------------------------------------------------------
+
+    def get_input_embedding(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.embed
+
+    def get_lm_head(self) -> LMHead:
+        """The output projection."""
+        return self.head
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """transformers' and peft's name for `get_input_embedding`."""
+        return self.embed
+
+    def get_output_embeddings(self) -> LMHead:
+        """transformers' and peft's name for `get_lm_head`."""
+        return self.head
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's Parameter, where the config says so. Families call it once, on `meta`."""
+        if getattr(self.config, "tie_word_embeddings", False):
+            self.head.weight = self.embed.weight
+
+
+def _check_arguments(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    labels: Tensor | None,
+    return_logits: bool,
+    output_attentions: bool | None,
+    output_hidden_states: bool | None,
+) -> None:
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either input_ids or inputs_embeds, and not both.")
+    if labels is None and not return_logits:
+        raise ValueError("return_logits=False without labels leaves nothing to compute. Give labels.")
+    if output_attentions or output_hidden_states:
+        raise ValueError(
+            "output_attentions and output_hidden_states are not supported: the model returns logits and loss."
+        )

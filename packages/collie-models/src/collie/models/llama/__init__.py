@@ -1,0 +1,6 @@
+"""LLaMA 1, 2 and 3 (Touvron et al. 2023; Grattafiori et al. 2024), and models that are theirs by another name."""
+
+from collie.models.llama.model import LlamaForCausalLM, LlamaLayer
+from collie.models.llama.names import NAMES
+
+__all__ = ["NAMES", "LlamaForCausalLM", "LlamaLayer"]

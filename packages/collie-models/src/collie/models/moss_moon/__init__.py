@@ -1,0 +1,7 @@
+"""MOSS-moon 003 (Sun et al. 2024) and CodeGen (Nijkamp et al. 2023), from which it was trained on."""
+
+from collie.models.moss_moon.configuration import Moss003MoonConfig
+from collie.models.moss_moon.model import Moss003MoonForCausalLM, Moss003MoonLayer
+from collie.models.moss_moon.names import NAMES
+
+__all__ = ["NAMES", "Moss003MoonConfig", "Moss003MoonForCausalLM", "Moss003MoonLayer"]

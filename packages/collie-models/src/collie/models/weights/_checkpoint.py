@@ -1,0 +1,84 @@
+"""A checkpoint bound to a model: checked from its headers alone, then read slice by slice."""
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from collie.interfaces import CheckpointError
+from collie.models.weights._names import Names, pick
+from collie.models.weights._reader import Reader
+from collie.parallel import Fill
+
+
+class Checkpoint:
+    """The tensors of a checkpoint for each of a model's parameters.
+
+    Args:
+        reader: the opened checkpoint.
+        names: the family's table.
+        config: the model's config, for entries whose row order depends on it.
+        shapes: our parameters and their shapes.
+        tied: further names of those parameters (a tied head): a checkpoint may hold them or not.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape. Nothing was read or allocated.
+    """
+
+    def __init__(
+        self, reader: Reader, names: Names, config: Any, shapes: Mapping[str, torch.Size], tied: Iterable[str] = ()
+    ) -> None:
+        self.reader = reader
+        self._config = config
+        self._sources = {ours: names.to_checkpoint(ours) for ours in shapes}
+        self._check_missing(shapes)
+        self._check_shapes(shapes)
+        self._warn_of_unused(names, tied)
+
+    def fill(self, dtype: torch.dtype) -> Fill:
+        """Return what `collie.parallel.materialise` asks: elements [start, stop) of one of our parameters, in `dtype`.
+
+        A call reads the rows that these elements lie in, and holds no more than them.
+        """
+
+        def read(name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+            source, entry = self._sources[name]
+            width = math.prod(shape[1:])
+            first, last = start // width, -(-stop // width)
+            rows = pick(entry.rows(self._config, shape[0]), first, last)
+            flat = self.reader.rows(source, rows).flatten()
+            return flat[start - first * width : stop - first * width].to(dtype)
+
+        return read
+
+    def _check_missing(self, shapes: Mapping[str, torch.Size]) -> None:
+        missing = [(source, ours) for ours, (source, _) in self._sources.items() if source not in self.reader.tensors]
+        if missing:
+            source, ours = missing[0]
+            more = f", nor {len(missing) - 1} others that the config asks for" if len(missing) > 1 else ""
+            raise CheckpointError(
+                f"{self.reader.folder} has no tensor {source!r} (our {ours}, shape {tuple(shapes[ours])}){more}. "
+                f"Check that the weights belong to its config.json."
+            )
+
+    def _check_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
+        for ours, (source, _) in self._sources.items():
+            info = self.reader.tensors[source]
+            if info.shape != tuple(shapes[ours]):
+                raise CheckpointError(
+                    f"Tensor {source!r} in {info.file} has shape {info.shape}, but the config asks for "
+                    f"{tuple(shapes[ours])} (our {ours}). Check that the weights belong to its config.json."
+                )
+
+    def _warn_of_unused(self, names: Names, tied: Iterable[str]) -> None:
+        known = {source for source, _ in self._sources.values()} | {names.to_checkpoint(ours)[0] for ours in tied}
+        unused = sorted(name for name in self.reader.tensors if name not in known and not names.ignores(name))
+        if unused:
+            warnings.warn(
+                f"{self.reader.folder} holds {len(unused)} tensors that the model does not use: "
+                f"{', '.join(unused[:3])}{', …' if len(unused) > 3 else ''}.",
+                stacklevel=2,
+            )

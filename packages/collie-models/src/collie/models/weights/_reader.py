@@ -1,0 +1,123 @@
+"""Reading rows of a checkpoint's tensors, without the rest of it in memory."""
+
+import json
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from collie.interfaces import CheckpointError
+from collie.models.weights._names import Rows
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a checkpoint's header says of a tensor."""
+
+    shape: tuple[int, ...]
+    file: Path
+
+
+class Reader(ABC):
+    """A checkpoint's tensors by the checkpoint's own names. Opening it reads headers only."""
+
+    folder: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @abstractmethod
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        """Return the given row ranges of a tensor, one after the other, on the CPU in the file's dtype."""
+
+
+def open_reader(folder: Path) -> Reader:
+    """Open the weights of a Hugging Face folder: safetensors before torch's files, an index or one file.
+
+    Raises:
+        CheckpointError: there are none, a file that the index names is missing, or a header cannot be read.
+    """
+    for stem, reader in (("model.safetensors", _SafetensorsReader), ("pytorch_model.bin", _TorchReader)):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            return reader(folder, _indexed_files(index))
+        if (folder / stem).is_file():
+            return reader(folder, [folder / stem])
+    raise CheckpointError(
+        f"{folder} holds no weights: looked for model.safetensors and pytorch_model.bin, each alone or with an index "
+        f"(.index.json). Give the folder that transformers' save_pretrained wrote."
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights: {error!r}. Fetch the file again.") from error
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.name} names {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}, "
+            f"which {index.parent} does not hold. Fetch the missing files."
+        )
+    return files
+
+
+class _SafetensorsReader(Reader):
+    def __init__(self, folder: Path, files: list[Path]) -> None:
+        self.folder = folder
+        self._files: dict[Path, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in files:
+            try:
+                opened = self._files[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{file} is not a whole safetensors file: {error}. Fetch it again.") from error
+            for name in opened.keys():  # noqa: SIM118  # it is no dict
+                self.tensors[name] = TensorInfo(tuple(opened.get_slice(name).get_shape()), file)
+
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        info = self.tensors[name]
+        file = self._files[info.file]
+        if rows == [(0, info.shape[0])]:
+            whole: Tensor = file.get_tensor(name)
+            return whole
+        part = file.get_slice(name)
+        return _joined([part[start:stop] for start, stop in rows])
+
+
+class _TorchReader(Reader):
+    """torch.save's files, mapped into memory: only tensors are unpickled, and only rows that are read are copied."""
+
+    def __init__(self, folder: Path, files: list[Path]) -> None:
+        self.folder = folder
+        self._mapped: dict[str, Tensor] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in files:
+            for name, tensor in _load(file).items():
+                self._mapped[name] = tensor
+                self.tensors[name] = TensorInfo(tuple(tensor.shape), file)
+
+    def rows(self, name: str, rows: Rows) -> Tensor:
+        return _joined([self._mapped[name][start:stop] for start, stop in rows])
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(
+            f"{file} cannot be read as tensors alone: {reason} CoLLiE runs no code from a checkpoint; "
+            f"convert it to safetensors where you trust it."
+        ) from error
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,136 @@
+"""Scaled dot-product attention with grouped key/value heads, and the block around it."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collie.interfaces import ConfigError
+from collie.module._mask import Mask
+from collie.module._rope import Rotation
+
+# B batch, S sequence, E hidden, N query heads, K key/value heads, G query heads a key/value head, H head dim,
+# Q queries, T keys
+
+
+class Cache(Protocol):
+    """Keys and values of earlier tokens; transformers' caches are such."""
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append a layer's [B, K, Q, H] and return all of it, [B, K, T, H]."""
+        ...
+
+
+def attention(
+    q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, *, dropout: float = 0.0, use_flash: bool = True
+) -> Tensor:
+    """softmax(q·kᵀ/sqrt(H))·v over the keys that `mask` lets a query see, as [B, N, Q, H].
+
+    N is a multiple of K: query heads share key/value heads in blocks of N/K (Ainslie et al. 2023).
+
+    Args:
+        q_BNQH, k_BKTH, v_BKTH: queries, keys and values, in one dtype.
+        mask: built for this forward's Q and T.
+        dropout: probability of dropping an attention weight; 0.0 outside training.
+        use_flash: torch's fused attention; False computes scores and softmax in float32, step by step.
+    """
+    if use_flash:
+        return _fused(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
+    return _plain(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
+
+
+def _fused(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
+    visible = mask.visible_B1QT
+    group = q_BNQH.shape[1] // k_BKTH.shape[1]
+    if visible is not None and group > 1:  # kernels that take a mask take no groups
+        k_BKTH, v_BKTH = (x.repeat_interleave(group, 1) for x in (k_BKTH, v_BKTH))
+        group = 1
+    return F.scaled_dot_product_attention(
+        q_BNQH, k_BKTH, v_BKTH, attn_mask=visible, dropout_p=dropout, is_causal=mask.causal, enable_gqa=group > 1
+    )
+
+
+def _plain(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
+    kv_heads = k_BKTH.shape[1]
+    q_BKGQH = q_BNQH.unflatten(1, (kv_heads, -1)).float()
+    scores_BKGQT = q_BKGQH @ k_BKTH.float().unsqueeze(2).transpose(-1, -2) / q_BNQH.shape[-1] ** 0.5
+    visible = mask.visible_B1QT
+    if visible is None and mask.causal:
+        visible = torch.ones(scores_BKGQT.shape[-2:], dtype=torch.bool, device=q_BNQH.device).tril()[None, None]
+    if visible is not None:
+        scores_BKGQT = scores_BKGQT.masked_fill(~visible.unsqueeze(2), float("-inf"))
+    weights_BKGQT = F.dropout(scores_BKGQT.softmax(-1).to(v_BKTH.dtype), dropout, training=dropout > 0)
+    return (weights_BKGQT @ v_BKTH.unsqueeze(2)).flatten(1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention of one layer: project, rotate, append to the cache, attend, project back.
+
+    Args:
+        width: E, the hidden size.
+        heads: N, query heads.
+        kv_heads: K, key/value heads; divides N.
+        head_dim: H; N·H need not be E.
+        index: the layer's number in the whole model, its place in the cache.
+        bias: whether q, k and v have one.
+        out_bias: whether the output projection has one.
+        fused: one projection `qkv`, its rows [all q; all k; all v], in place of `q`, `k` and `v`.
+        dropout: probability of dropping an attention weight in training.
+        use_flash: see `attention`.
+
+    Raises:
+        ConfigError: the key/value heads do not divide the query heads.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        index: int,
+        bias: bool = False,
+        out_bias: bool = False,
+        fused: bool = False,
+        dropout: float = 0.0,
+        use_flash: bool = True,
+    ) -> None:
+        super().__init__()
+        if heads % kv_heads:
+            raise ConfigError(
+                f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}: "
+                f"each key/value head serves the same number of query heads."
+            )
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.index = index
+        self.dropout = dropout
+        self.use_flash = use_flash
+        self.fused = fused
+        if fused:
+            self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
+        else:
+            self.q = nn.Linear(width, heads * head_dim, bias=bias)
+            self.k = nn.Linear(width, kv_heads * head_dim, bias=bias)
+            self.v = nn.Linear(width, kv_heads * head_dim, bias=bias)
+        self.out = nn.Linear(heads * head_dim, width, bias=out_bias)
+
+    def forward(self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None = None) -> Tensor:
+        q_BNSH, k_BKSH, v_BKSH = self.project(x_BSE)
+        q_BNSH, k_BKSH = rope(q_BNSH, k_BKSH)
+        if cache is not None:
+            k_BKSH, v_BKSH = cache.update(k_BKSH, v_BKSH, self.index)
+        dropout = self.dropout if self.training else 0.0
+        mixed_BNSH = attention(q_BNSH, k_BKSH, v_BKSH, mask, dropout=dropout, use_flash=self.use_flash)
+        return self.out(mixed_BNSH.transpose(1, 2).flatten(-2))
+
+    def project(self, x_BSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q_BNSH, k_BKSH, v_BKSH."""
+        if self.fused:
+            sizes = [n * self.head_dim for n in (self.heads, self.kv_heads, self.kv_heads)]
+            parts = self.qkv(x_BSE).split(sizes, -1)
+        else:
+            parts = self.q(x_BSE), self.k(x_BSE), self.v(x_BSE)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        return q, k, v

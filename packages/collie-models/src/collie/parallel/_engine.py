@@ -1,0 +1,169 @@
+"""One DeepSpeed engine a model: forward-only under ZeRO-3 at first, a training engine once an optimizer comes."""
+
+import logging
+import warnings
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from collie.config import CollieConfig
+from collie.interfaces import ConfigError, require
+from collie.parallel._deepspeed_config import deepspeed_config
+from collie.parallel._topology import Topology, active_topology, setup_distribution
+
+_engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
+
+
+def deepspeed_module() -> ModuleType:
+    """Import DeepSpeed as this package needs it: quiet, and without compiling its CPU collectives.
+
+    Raises:
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    deepspeed = require("deepspeed", "collie-models[deepspeed]", "training with DeepSpeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # 42 s of gcc at the first start on a CPU
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # torch 2.13 renames both; DeepSpeed calls these
+        warnings.filterwarnings("ignore", category=FutureWarning, message=f".*{name}.*")
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(dist_backend=_backend(), verbose=False)
+    return deepspeed
+
+
+def _backend() -> str:
+    return "nccl" if active_topology().device.type == "cuda" else "gloo"
+
+
+class Engine:
+    """A model with DeepSpeed around it. `engine(**batch)`, `engine.backward(loss)`, `engine.step()`, `engine.module`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: CollieConfig,
+        topology: Topology,
+        optimizer: torch.optim.Optimizer | None,
+        trains: bool,
+    ) -> None:
+        self.module = model
+        self.trains = trains
+        self.topology = topology
+        self.zero_stage: int = config.zero_stage
+        settings = deepspeed_config(config, next(model.parameters()).dtype)
+        if optimizer is not None:
+            _refuse_unsound(optimizer, self.zero_stage)
+        if optimizer is not None or not trains:
+            settings.pop("optimizer", None)
+        if not trains:
+            settings.pop("scheduler", None)
+        self._deepspeed, *_ = deepspeed_module().initialize(model=model, optimizer=optimizer, config=settings)
+        self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._deepspeed(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_deepspeed":  # not made yet: initialize failed
+            raise AttributeError(name)
+        return getattr(self._deepspeed, name)  # scripts written for DeepSpeed's engine find all of it
+
+    def train(self, mode: bool = True) -> "Engine":
+        """Put the model in training (or evaluation) mode."""
+        self.module.train(mode)
+        return self
+
+    def eval(self) -> "Engine":
+        """Put the model in evaluation mode."""
+        return self.train(False)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backpropagate one micro-batch's loss; DeepSpeed divides it by the accumulation steps and averages over dp."""
+        self._deepspeed.backward(loss)
+
+    def step(self) -> bool:
+        """Update after the last micro-batch of a step; return whether an update was made (fp16 overflow skips it)."""
+        self._deepspeed.step()
+        return bool(self._deepspeed.was_step_applied())
+
+    def release_parameters(self) -> None:
+        """ZeRO-3: return every gathered parameter to its shards."""
+        if self.zero_stage == 3:
+            owner = self._deepspeed.optimizer
+            getattr(owner, "parameter_offload", owner).partition_all_parameters()
+
+    def refresh_master_weights(self) -> None:
+        """Copy the model's weights into the optimizer's own copies: call after the weights were replaced."""
+        refresh = getattr(self._deepspeed.optimizer, "refresh_fp32_params", None)
+        if refresh is not None:
+            refresh()
+
+    def close(self) -> None:
+        """Take DeepSpeed's hooks off the model; the parameters stay as they are."""
+        self._deepspeed.destroy()
+
+
+def engine_for(
+    model: nn.Module,
+    config: CollieConfig,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    trains: bool | None = None,
+) -> Engine:
+    """Return the engine of `model`, made when needed: exactly one a model.
+
+    A forward-only engine (ZeRO-3 without an optimizer) is replaced when an optimizer comes. Asking again with the
+    same optimizer gives the same engine; another optimizer gives a new one.
+
+    Args:
+        model: the model, its parameters in one dtype.
+        config: sizes, accumulation and ds_config.
+        optimizer: what the engine steps; None for a forward-only engine.
+        trains: True with `optimizer=None` takes the optimizer that ds_config describes.
+
+    Raises:
+        ConfigError: the optimizer's update is not sound on flat shards, or ds_config does not fit.
+        MissingExtraError: DeepSpeed is not installed.
+    """
+    trains = optimizer is not None if trains is None else trains
+    current = current_engine(model)
+    if current is not None:
+        same_optimizer = optimizer is None or current.optimizer is optimizer
+        if same_optimizer and current.trains >= trains:
+            return current
+        current.release_parameters()
+        current.close()
+    engine = Engine(model, config, setup_distribution(config), optimizer, trains)
+    _engines[model] = engine
+    return engine
+
+
+def current_engine(model: nn.Module) -> Engine | None:
+    """Return the engine of `model`, or None where it has none."""
+    return _engines.get(model)
+
+
+def release_parameters(model: nn.Module) -> None:
+    """Let go of every parameter that ZeRO-3 still holds gathered, so that the next use gathers it with its new values.
+
+    Needed after shards were changed in a backward pass: a module whose inputs need no gradient (the embedding) has
+    no hook that releases it, and small parameters stay gathered by design.
+    """
+    engine = current_engine(model)
+    if engine is not None:
+        engine.release_parameters()
+
+
+def _refuse_unsound(optimizer: torch.optim.Optimizer, stage: int) -> None:
+    """ZeRO gives an optimizer flat shards: an update that looks at a whole tensor's statistics is wrong there."""
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ConfigError(f"optimizer={name} needs a closure over the loss, which the Trainer does not give. Use AdamW.")
+    whole_tensor = (torch.optim.Adafactor, torch.optim.Muon) if hasattr(torch.optim, "Muon") else (torch.optim.Adafactor,)
+    if stage > 0 and isinstance(optimizer, whole_tensor):
+        raise ConfigError(
+            f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "
+            f"them. Use stage 0, or an elementwise optimizer such as AdamW."
+        )

@@ -1,0 +1,70 @@
+"""What a rank owns of a parameter: all of it, or under ZeRO-3 a flat slice; and how a gradient comes to match it.
+
+An optimizer that owns its backward pass (LOMO) sees parameters only through this, so it has no ZeRO code in it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from collie.parallel._topology import Topology
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 has split this parameter over the dp ranks."""
+    return hasattr(parameter, "ds_tensor")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's part of a parameter."""
+
+    parameter: nn.Parameter
+    topology: Topology
+    partitioned: bool
+
+    @property
+    def data(self) -> Tensor:
+        """What this rank owns: the parameter itself, or its flat slice, padded at the end to equal lengths."""
+        return self.parameter.ds_tensor.data if self.partitioned else self.parameter.data
+
+    def reduce(self, grad: Tensor) -> Tensor:
+        """Average a full gradient over the dp ranks and return the part that belongs to `data`."""
+        group, ranks = self.topology.dp_group, self.topology.dp_size
+        if not self.partitioned:
+            if group is not None:
+                dist.all_reduce(grad, group=group)
+                grad.div_(ranks)
+            return grad
+        flat = grad.flatten()
+        length = self.data.numel()
+        padding = length * ranks - flat.numel()
+        if padding:
+            flat = nn.functional.pad(flat, (0, padding))
+        if group is None:
+            return flat
+        part = torch.empty(length, dtype=flat.dtype, device=flat.device)
+        dist.reduce_scatter_tensor(part, flat, group=group)
+        return part.div_(ranks)
+
+
+def shard_of(parameter: nn.Parameter, topology: Topology) -> Shard:
+    """Describe this rank's part of `parameter`."""
+    return Shard(parameter, topology, is_partitioned(parameter))
+
+
+def squared_norm(squares: Iterable[tuple[Shard, Tensor]], topology: Topology) -> Tensor:
+    """Return the squared norm of the whole gradient from the squared norms of reduced parts, equal on every rank.
+
+    Parts that ZeRO-3 splits are summed over the dp ranks; replicated ones count once.
+    """
+    split = torch.zeros((), dtype=torch.float32, device=topology.device)
+    whole = torch.zeros_like(split)
+    for shard, square in squares:
+        (split if shard.partitioned else whole).add_(square)
+    if topology.dp_group is not None:
+        dist.all_reduce(split, group=topology.dp_group)
+    return split + whole

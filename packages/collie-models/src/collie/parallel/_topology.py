@@ -1,0 +1,134 @@
+"""The arrangement of ranks: a mesh of pipeline × data × tensor coordinates, tensor innermost."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from collie.config import CollieConfig
+
+_TIMEOUT = timedelta(minutes=30)  # torch's default; a slow load on one rank must not end the others
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where this rank stands: its coordinates, its device and the groups it speaks to.
+
+    Ranks are numbered along the mesh (pp, dp, tp) with tp innermost, so that the ranks that exchange most stand next
+    to each other. A group is None where its size is 1: nothing is to be exchanged.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    pp_size: int = 1
+    dp_size: int = 1
+    tp_size: int = 1
+    device: torch.device = torch.device("cpu")
+    pp_group: dist.ProcessGroup | None = None
+    dp_group: dist.ProcessGroup | None = None
+    tp_group: dist.ProcessGroup | None = None
+
+    @property
+    def tp_rank(self) -> int:
+        return self.rank % self.tp_size
+
+    @property
+    def dp_rank(self) -> int:
+        return self.rank // self.tp_size % self.dp_size
+
+    @property
+    def pp_rank(self) -> int:
+        return self.rank // (self.tp_size * self.dp_size)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """(pp, dp, tp)."""
+        return self.pp_size, self.dp_size, self.tp_size
+
+    def barrier(self) -> None:
+        """Wait for every rank of the world."""
+        if self.world_size > 1:
+            dist.barrier(device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+
+_active: Topology | None = None
+
+
+def active_topology() -> Topology:
+    """The topology that `setup_distribution` made last; a world of one before that."""
+    return _active if _active is not None else Topology(device=_device(_local_rank()))
+
+
+def setup_distribution(config: CollieConfig) -> Topology:
+    """Join the ranks of this run and arrange them as `config` says.
+
+    Reads torchrun's environment; without it this process is a world of one. Calling it again with equal sizes gives
+    the same topology; with other sizes the groups are made anew over the same ranks.
+
+    Raises:
+        ParallelSizeError: dp_size, tp_size and pp_size do not fit the number of ranks.
+    """
+    global _active
+    world_size = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    config.validate(world_size)
+    wanted = (config.pp_size, config.dp_size, config.tp_size)
+    if _active is not None and _active.sizes == wanted and dist.is_initialized():
+        return _active
+    device = _device(_local_rank())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        _join(device)
+    _active = _arrange(wanted, device)
+    return _active
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _device(local_rank: int) -> torch.device:
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _join(device: torch.device) -> None:
+    """Start the default process group; a process that no launcher started becomes a world of one on a free port."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+        return
+    store = dist.TCPStore("127.0.0.1", _free_port(), world_size=1, is_master=True)
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=_TIMEOUT)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _arrange(sizes: tuple[int, int, int], device: torch.device) -> Topology:
+    """Make the groups of a mesh; every rank makes the same calls in the same order."""
+    groups: dict[str, dist.ProcessGroup] = {}
+    names = ("pp", "dp", "tp")
+    if dist.get_world_size() > 1:
+        mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        groups = {name: mesh.get_group(name) for name, size in zip(names, sizes, strict=True) if size > 1}
+    pp, dp, tp = sizes
+    return Topology(
+        rank=dist.get_rank(),
+        local_rank=_local_rank(),
+        world_size=dist.get_world_size(),
+        pp_size=pp,
+        dp_size=dp,
+        tp_size=tp,
+        device=device,
+        pp_group=groups.get("pp"),
+        dp_group=groups.get("dp"),
+        tp_group=groups.get("tp"),
+    )

@@ -1,0 +1,16 @@
+"""Fixtures of the collie-models tests."""
+
+import os
+
+import pytest
+
+from collie.testing import run_ranks
+
+# tokenizers that used their threads here print a warning in each forked rank, unless they are told that this is known
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """`ranks(n, function, *args)`: the results of `function` in n forked gloo ranks, in rank order."""
+    return run_ranks

@@ -1,0 +1,228 @@
+"""From config to model: the family that is found, the dtype, initialisation, and what is refused in a sentence."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, PretrainedConfig
+
+import collie.models
+from collie.config import CollieConfig
+from collie.interfaces import CheckpointError, ConfigError, ParallelSizeError
+from collie.models import (
+    CollieModelForCausalLM,
+    LlamaForCausalLM,
+    Moss003MoonConfig,
+    Moss003MoonForCausalLM,
+    _registry,
+    find_family,
+    register,
+)
+from collie.models._steps import build
+from collie.testing import golden, toy_llama_config, toy_moss_config
+
+IDS = torch.arange(2, 14).view(2, 6)
+
+
+def config(model_config=None, **fields):
+    return CollieConfig(model_config=model_config or toy_llama_config(), **fields)
+
+
+def test_names_that_are_promised():
+    assert set(collie.models.__all__) >= {"CollieModelForCausalLM", "LlamaForCausalLM", "Moss003MoonForCausalLM"}
+    assert all(hasattr(collie.models, name) for name in collie.models.__all__)
+
+
+@pytest.mark.parametrize(
+    ("case", "family"),
+    [
+        ("llama2", LlamaForCausalLM),
+        ("llama3", LlamaForCausalLM),
+        ("moss_moon", Moss003MoonForCausalLM),
+        ("codegen", Moss003MoonForCausalLM),
+    ],
+)
+def test_the_family_is_found(case, family):
+    assert type(CollieModelForCausalLM.from_pretrained(golden(case))) is family
+    assert type(family.from_pretrained(golden(case))) is family
+
+
+def test_unknown_model_types_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"model_type 'bert'; known are codegen, llama, moss\."):
+        CollieModelForCausalLM.from_config(config(PretrainedConfig.from_dict({"model_type": "bert"})))
+    with pytest.raises(ConfigError, match=r"Did you mean 'llama'\?"):
+        find_family(PretrainedConfig.from_dict({"model_type": "lama"}))
+    moss_7b = PretrainedConfig.from_dict({"model_type": "moss", "hidden_size": 64, "rms_norm_eps": 1e-5})
+    with pytest.raises(ConfigError, match="model_type 'moss'"):
+        find_family(moss_7b)
+
+
+def test_a_familys_class_refuses_another_familys_config():
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM serves model_type 'llama', but this config has 'moss'"):
+        LlamaForCausalLM.from_pretrained(golden("moss_moon"))
+
+
+def test_another_distribution_brings_a_family(monkeypatch):
+    class Mine(LlamaForCausalLM):
+        model_types = ("mine",)
+
+    entry = SimpleNamespace(load=lambda: Mine)
+    asked = []
+    monkeypatch.setattr(_registry, "entry_points", lambda group: asked.append(group) or [entry])
+    monkeypatch.setattr(_registry, "_families", list(_registry._families))
+    _registry._import_families.cache_clear()
+    try:
+        model = CollieModelForCausalLM.from_config(
+            config(PretrainedConfig.from_dict(toy_llama_config().to_dict() | {"model_type": "mine"}))
+        )
+    finally:
+        _registry._import_families.cache_clear()
+    assert type(model) is Mine and asked == ["collie.models"]
+    assert register(Mine) is Mine and _registry._families.count(Mine) == 1
+
+
+def test_building_takes_no_memory():
+    model = build(LlamaForCausalLM, config(LlamaConfig(vocab_size=128256, num_hidden_layers=4)))
+    assert all(p.is_meta for p in model.parameters())
+    assert sum(p.numel() for p in model.parameters()) > 10**9
+    assert not list(model.buffers())
+
+
+def test_moss_has_its_standard_names_and_the_config_is_shared():
+    settings = config(toy_moss_config())
+    model = Moss003MoonForCausalLM.from_config(settings)
+    assert isinstance(model.config, Moss003MoonConfig) and model.config is settings.model_config
+    assert model.collie_config is settings
+    assert (model.config.hidden_size, model.config.num_hidden_layers, settings.num_attention_heads) == (32, 2, 4)
+
+
+def test_moss_heads_come_in_blocks_of_four():
+    with pytest.raises(ConfigError, match=r"n_head=6 must be a multiple of 4"):
+        Moss003MoonForCausalLM.from_config(config(toy_moss_config(n_head=6, n_embd=48)))
+
+
+def test_dtype_argument_then_ds_config_then_checkpoint_then_float32():
+    folder = golden("llama3")  # float32
+    bf16 = {"bf16": {"enabled": True}}
+    for expected, arguments, ds_config in (
+        (torch.float32, {}, {}),
+        (torch.bfloat16, {}, bf16),
+        (torch.float16, {}, {"fp16": {"enabled": True}}),
+        (torch.float32, {}, {"bf16": {"enabled": False}}),
+        (torch.float16, {"dtype": torch.float16}, bf16),
+        (torch.float16, {"dtype": "fp16"}, bf16),
+        (torch.bfloat16, {"torch_dtype": "torch.bfloat16"}, {}),
+        (torch.bfloat16, {"dtype": "auto"}, bf16),
+    ):
+        settings = CollieConfig.from_pretrained(str(folder))
+        settings.ds_config = ds_config
+        model = CollieModelForCausalLM.from_pretrained(folder, config=settings, **arguments)
+        assert {p.dtype for p in model.parameters()} == {expected} == {model.dtype}
+    assert CollieModelForCausalLM.from_config(config()).dtype is torch.float32
+    assert CollieModelForCausalLM.from_config(config(toy_llama_config(dtype="bfloat16"))).dtype is torch.bfloat16
+    with pytest.raises(ConfigError, match=r"dtype='int8' is not a dtype for weights"):
+        CollieModelForCausalLM.from_pretrained(folder, dtype="int8")
+
+
+def test_half_precision_runs_and_is_near(tmp_path):
+    wide, half = (CollieModelForCausalLM.from_pretrained(golden("llama3"), dtype=d) for d in ("float32", "bfloat16"))
+    with torch.no_grad():
+        a, b = wide(IDS, labels=IDS), half(IDS, labels=IDS)
+    assert b.logits.dtype is torch.bfloat16 and b.loss.dtype is torch.float32
+    assert (a.logits - b.logits.float()).abs().max() < 0.03 * a.logits.abs().max()
+
+
+def test_arguments_of_from_pretrained():
+    model = CollieModelForCausalLM.from_pretrained(golden("llama3"), trust_remote_code=True, dropout=0.1, revision="main")
+    assert model.collie_config.dropout == 0.1 and not model.training
+    with pytest.raises(ConfigError, match="unknown argument 'device_map'"):
+        CollieModelForCausalLM.from_pretrained(golden("llama3"), config=config(), device_map="auto")
+    with pytest.raises(CheckpointError, match="No folder"):
+        CollieModelForCausalLM.from_pretrained("/no/such/folder", config=config())
+
+
+def test_generation_config_of_the_folder_is_read(tmp_path):
+    CollieModelForCausalLM.from_config(config()).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7], "top_k": 3, "do_sample": true}')
+    model = CollieModelForCausalLM.from_pretrained(tmp_path)
+    assert (model.generation_config.eos_token_id, model.generation_config.top_k) == ([2, 7], 3)
+
+
+@pytest.mark.parametrize("field", ["tp_size", "pp_size"])
+def test_splitting_the_model_itself_is_refused(field):
+    with pytest.raises(ParallelSizeError, match=rf"{field}=2: this version splits models by data parallelism and ZeRO"):
+        CollieModelForCausalLM.from_config(config(**{field: 2}))
+
+
+def test_quantized_weights_are_refused_not_ignored():
+    from transformers import BitsAndBytesConfig
+
+    with pytest.raises(ConfigError, match="quantization_config"):
+        CollieModelForCausalLM.from_config(config(quantization_config=BitsAndBytesConfig(load_in_8bit=True)))
+
+
+def test_the_familys_own_initialisation():
+    """N(0, initializer_range²) for matrices, 1 for norms, 0 for biases; with no two parameters alike."""
+    model = CollieModelForCausalLM.from_config(config(toy_moss_config(n_embd=64, initializer_range=0.05)))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            assert parameter.std().item() == pytest.approx(0.05, rel=0.1), name
+        else:
+            assert parameter.unique().tolist() == [0.0 if name.endswith("bias") else 1.0], name
+    first, second = (model.layers[i].attention.qkv.weight for i in "01")
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "std"),
+    [
+        ("normal", {"std": 0.3}, 0.3),
+        ("uniform", {"a": -0.6, "b": 0.6}, 0.6 / 3**0.5),
+        ("xavier_normal", {"gain": 2.0}, 2 * (2 / 64) ** 0.5),
+        ("xavier_uniform", None, (2 / 64) ** 0.5),
+        ("kaiming_normal", {"nonlinearity": "linear"}, 32**-0.5),
+        ("kaiming_uniform", {"nonlinearity": "linear"}, 32**-0.5),
+        ("orthogonal", None, 32**-0.5),
+    ],
+)
+def test_other_initialisations(method, params, std):
+    settings = config(initization_method=method, initization_method_params=params)
+    model = CollieModelForCausalLM.from_config(settings)
+    assert model.layers["0"].attention.q.weight.std().item() == pytest.approx(std, rel=0.1)
+    assert model.norm.weight.eq(1).all()
+
+
+def test_initialisation_depends_on_seed_and_name_alone():
+    """A model of three layers has the same first two as one of two; another seed has others."""
+    two, three, other = (
+        CollieModelForCausalLM.from_config(config(toy_llama_config(num_hidden_layers=n), seed=seed)).state_dict()
+        for n, seed in ((2, 1), (3, 1), (2, 2))
+    )
+    assert all(torch.equal(two[name], three[name]) for name in two)
+    assert not torch.equal(two["embed.weight"], other["embed.weight"])
+
+
+def test_parameters_that_do_not_suit_the_method_are_refused():
+    settings = config(initization_method="normal", initization_method_params={"gain": 2.0})
+    with pytest.raises(ConfigError, match=r"initization_method_params=\{'gain': 2.0\} does not suit .*'normal'"):
+        CollieModelForCausalLM.from_config(settings)
+
+
+def test_weights_are_replaced_in_place_or_not_at_all(tmp_path):
+    model, other = (CollieModelForCausalLM.from_config(config(seed=seed)) for seed in (1, 2))
+    other.save_pretrained(tmp_path / "other")
+    parameter = model.embed.weight
+    model.load_weights(tmp_path / "other")
+    assert model.embed.weight is parameter and torch.equal(parameter, other.embed.weight)
+    CollieModelForCausalLM.from_config(config(toy_llama_config(num_hidden_layers=1))).save_pretrained(tmp_path / "small")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"has no tensor 'model.layers.1"):
+        model.load_weights(tmp_path / "small")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_model_survives_pickling():
+    model = CollieModelForCausalLM.from_config(config())
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(model))(IDS).logits, model(IDS).logits)

@@ -1,0 +1,104 @@
+"""Attention: both backends against the formula, what masks hide, and what they cost."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from collie.interfaces import ConfigError
+from collie.module import Attention, Mask, Rope, attention
+
+CPU = torch.device("cpu")
+# 1 token, 0 padding: left, right, none
+LEFT, RIGHT, FULL = [0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]
+
+
+def qkv(batch=2, heads=4, kv_heads=2, queries=5, keys=5, dim=8, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    make = lambda n, s: torch.randn(batch, n, s, dim, generator=generator, dtype=dtype)  # noqa: E731
+    return make(heads, queries), make(kv_heads, keys), make(kv_heads, keys)
+
+
+def by_hand(q, k, v, row, past=0):
+    """softmax(q·k/sqrt(H))·v, one query at a time, over the keys that the row of a padding mask and causality leave."""
+    group = q.shape[1] // k.shape[1]
+    out = torch.zeros_like(q)
+    for b in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            for i in range(q.shape[2]):
+                seen = [j for j in range(past + i + 1) if row[b][j] or j == past + i]
+                scores = (k[b, head // group, seen] @ q[b, head, i]) / q.shape[-1] ** 0.5
+                out[b, head, i] = scores.softmax(0) @ v[b, head // group, seen]
+    return out
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+@pytest.mark.parametrize("rows", [[FULL, FULL], [RIGHT, FULL], [LEFT, FULL], [LEFT, RIGHT]])
+def test_equals_the_formula_where_there_are_tokens(use_flash, rows):
+    q, k, v = qkv()
+    mask = Mask.build(torch.tensor(rows), 5, 0, CPU)
+    ours = attention(q, k, v, mask, use_flash=use_flash)
+    kept = torch.tensor(rows).bool()[:, None, :, None].expand_as(ours)
+    assert_close(ours[kept], by_hand(q, k, v, rows)[kept], atol=1e-6, rtol=0)  # plain scores are float32
+    assert ours.isfinite().all()
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("rows", [[FULL, FULL], [LEFT, FULL], [RIGHT, FULL]])
+def test_new_tokens_after_cached_ones(use_flash, queries, rows):
+    q, k, v = qkv(queries=queries)
+    rows = [row[: 5 - queries] + [1] * queries for row in rows]
+    ours = attention(q, k, v, Mask.build(torch.tensor(rows), queries, 5 - queries, CPU), use_flash=use_flash)
+    assert_close(ours, by_hand(q, k, v, rows, past=5 - queries), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+def test_padding_alone_gives_numbers_and_gradients(use_flash):
+    """A row that is all padding, and pad queries before the first token, must not divide zero by zero."""
+    q, k, v = (x.requires_grad_() for x in qkv(dtype=torch.float32))
+    rows = torch.tensor([[0, 0, 0, 0, 0], LEFT])
+    attention(q, k, v, Mask.build(rows, 5, 0, CPU), use_flash=use_flash).square().sum().backward()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
+
+
+def test_no_dense_mask_where_causality_says_it():
+    for rows in (None, torch.tensor([FULL, FULL]), torch.tensor([RIGHT, FULL]), torch.tensor([[0] * 5, FULL])):
+        assert Mask.build(rows, 5, 0, CPU) == Mask(None, causal=True)
+    assert Mask.build(None, 1, 4, CPU) == Mask(None, causal=False)
+    assert Mask.build(torch.tensor([FULL]), 1, 4, CPU).visible_B1QT is None
+    assert Mask.build(torch.tensor([LEFT]), 5, 0, CPU).visible_B1QT is not None
+    assert Mask.build(torch.tensor([[1, 0, 0, 1, 1]]), 1, 4, CPU).visible_B1QT is not None  # padding that is cached
+
+
+def test_a_mask_of_the_wrong_length_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 5\), but 5 cached and 1 new tokens need \[batch, 6\]"):
+        Mask.build(torch.ones(2, 5), 1, 5, CPU)
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+def test_dropout_keeps_the_mean(use_flash):
+    """Dropped weights are made up for: the average over many draws is the undropped result."""
+    torch.manual_seed(0)
+    q, k, v = qkv(batch=1, heads=1, kv_heads=1, dtype=torch.float32)
+    mask = Mask.build(None, 5, 0, CPU)
+    many = [x.expand(20000, -1, -1, -1) for x in (q, k, v)]
+    dropped = attention(*many, mask, dropout=0.25, use_flash=use_flash)
+    assert dropped.std(0).max() > 0.1
+    assert_close(dropped.mean(0, keepdim=True), attention(q, k, v, mask, use_flash=use_flash), atol=0.05, rtol=0)
+
+
+def test_one_fused_projection_equals_three():
+    torch.manual_seed(0)
+    three = Attention(16, 4, 2, 8, index=0, bias=True)
+    one = Attention(16, 4, 2, 8, index=0, bias=True, fused=True)
+    for name in ("weight", "bias"):
+        parts = [getattr(getattr(three, part), name) for part in "qkv"]
+        getattr(one.qkv, name).data = torch.cat(parts)
+    one.out.load_state_dict(three.out.state_dict())
+    x, rope, mask = torch.randn(2, 5, 16), Rope(8).span(0, 5, CPU), Mask.build(None, 5, 0, CPU)
+    assert_close(one(x, rope, mask), three(x, rope, mask), atol=1e-6, rtol=0)
+
+
+def test_heads_that_do_not_divide_are_refused():
+    with pytest.raises(ConfigError, match="num_key_value_heads=3 does not divide num_attention_heads=4"):
+        Attention(16, 4, 3, 8, index=0)

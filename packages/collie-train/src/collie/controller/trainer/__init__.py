@@ -1,0 +1,5 @@
+"""The training loop."""
+
+from collie.controller.trainer._trainer import Trainer
+
+__all__ = ["Trainer"]

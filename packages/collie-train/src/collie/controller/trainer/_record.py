@@ -1,0 +1,216 @@
+"""What a run leaves on disk and what it is asked from there: the run folder, this rank's events, requests, signals.
+
+Nothing here ever fails a training step: a run whose folder cannot be written trains without one, and says so.
+"""
+
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from collie.events import Alert, Bye, Event, EventWriter, Hello, Log, NullWriter, RunFolder
+from collie.interfaces import RunContext
+from collie.parallel import Topology
+
+_POLL_SECONDS = 0.5  # how often rank 0 looks for requests: the folder may lie on a network
+_PACKAGES = ("torch", "transformers", "deepspeed", "collie-config", "collie-models", "collie-train")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What was asked of the run since the last step, the same on every rank."""
+
+    stop: bool = False
+    evaluate: bool = False
+
+
+class Recorder:
+    """This rank's place in the run folder."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._folder = _agree_on_folder(topology)
+        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        self.events: EventWriter | NullWriter = (
+            EventWriter(self._folder.events, topology.rank, attempt) if self._folder is not None else NullWriter()
+        )
+        self._terminated = False
+        self._answered: set[str] = set()
+        self._next_poll = 0.0
+        self.events.write(_hello(topology))
+
+    @property
+    def path(self) -> Path | None:
+        """The run folder, or None where there is none."""
+        return self._folder.path if self._folder is not None else None
+
+    def context(self, step: "StepCounter") -> RunContext:
+        """Return what monitors and evaluators of this run write with."""
+        return RunContext(events=self.events, rank=self._topology.rank, world_size=self._topology.world_size, step=step)
+
+    @contextlib.contextmanager
+    def training(self, step: "StepCounter") -> Iterator[None]:
+        """Watch one training: SIGTERM asks for a stop after the step; the end, however it comes, is written down."""
+        with self._listen_for_termination():
+            try:
+                yield
+            except BaseException as error:
+                message = f"{type(error).__name__}: {error}"
+                self.write(Alert(level="error", code=type(error).__name__, message=message), step=step())
+                self.write(Bye(outcome="failed", message=message), step=step())
+                self.events.close()
+                raise
+
+    def write(self, event: Event, *, step: int | None) -> None:
+        self.events.write(event, step=step)
+
+    def local_requests(self) -> Requests:
+        """Return what this rank heard: its own signal, and on rank 0 the files in control/."""
+        stop, evaluate = self._terminated, False
+        for kind in self._poll():
+            stop |= kind == "stop"
+            evaluate |= kind == "evaluate"
+        return Requests(stop=stop, evaluate=evaluate)
+
+    def _poll(self) -> list[str]:
+        if self._folder is None or self._topology.rank != 0 or time.monotonic() < self._next_poll:
+            return []
+        self._next_poll = time.monotonic() + _POLL_SECONDS
+        kinds = []
+        with contextlib.suppress(OSError):
+            for request in self._folder.pending():
+                if request.id in self._answered:
+                    continue
+                self._answered.add(request.id)
+                kinds.append(request.kind)
+                if request.kind not in ("stop", "evaluate"):
+                    text = f"a {request.kind!r} request cannot be answered by this version of the Trainer"
+                    self.write(Alert(level="warning", code="request", message=text), step=None)
+                else:
+                    self.write(Log(level="info", message=f"asked to {request.kind} (request {request.id})"), step=None)
+                self._folder.resolve(request.id)
+        return kinds
+
+    @contextlib.contextmanager
+    def _listen_for_termination(self) -> Iterator[None]:
+        """The first SIGTERM is a wish to stop after this step, the second ends the process as usual."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self._terminated = True
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+        try:
+            before = signal.signal(signal.SIGTERM, remember)
+        except ValueError:  # not the main thread: the process belongs to somebody else
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+class StepCounter:
+    """Counts finished steps; calling it gives the index of the last one, -1 before the first."""
+
+    def __init__(self) -> None:
+        self.finished = 0
+
+    def __call__(self) -> int:
+        return self.finished - 1
+
+
+def agree(topology: Topology, targets: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
+    """Sum a step's targets and rows over the dp ranks, and let every rank know what any of them was asked.
+
+    One all-reduce on the CPU, so that a GPU is not waited for. Ranks of one replica read the same rows: they are
+    counted once.
+    """
+    if topology.world_size == 1:
+        return targets, rows, local
+    said = torch.tensor([targets, rows, local.stop, local.evaluate], dtype=torch.int64)
+    dist.all_reduce(said)
+    copies = topology.tp_size * topology.pp_size
+    all_targets, all_rows, stop, evaluate = said.tolist()
+    return all_targets // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
+
+
+def _agree_on_folder(topology: Topology) -> RunFolder | None:
+    """Return the run's folder: the supervisor's, else one that rank 0 makes and tells the others."""
+    given = os.environ.get("COLLIE_RUN_DIR")
+    path: str | None = given
+    if given is None and topology.rank == 0:
+        path = _make_folder(topology)
+    if given is None and topology.world_size > 1:
+        box = [path]
+        dist.broadcast_object_list(box, src=0)
+        path = box[0]
+    return RunFolder(Path(path)) if path is not None else None
+
+
+def _make_folder(topology: Topology) -> str | None:
+    """Make the folder of a run that no supervisor started; it shows in the dashboard as unmanaged."""
+    script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else "run"
+    try:
+        folder = RunFolder.create(name=script or "run")
+        folder.write_job(
+            {
+                "argv": list(sys.argv),
+                "script": sys.argv[0] if sys.argv else "",
+                "nproc": topology.world_size,
+                "nodes": 1,
+                "cwd": os.getcwd(),
+                "created": time.time(),
+                "managed": False,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+            }
+        )
+    except OSError as error:
+        _logger.warning("this run is not recorded, its folder cannot be made: %s", error)
+        return None
+    return str(folder.path)
+
+
+def _hello(topology: Topology) -> Hello:
+    device = torch.cuda.get_device_name(topology.device) if topology.device.type == "cuda" else platform.machine()
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return Hello(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_start=_process_start(),
+        world_size=topology.world_size,
+        dp=topology.dp_rank,
+        tp=topology.tp_rank,
+        pp=topology.pp_rank,
+        dp_size=topology.dp_size,
+        tp_size=topology.tp_size,
+        pp_size=topology.pp_size,
+        device=f"{topology.device} {device}",
+        versions=versions,
+    )
+
+
+def _process_start() -> float | None:
+    import psutil
+
+    try:
+        return psutil.Process().create_time()
+    except psutil.Error:
+        return None

@@ -1,0 +1,110 @@
+"""One optimizer update in each of its two forms: a plain optimizer's, or one that owns the backward pass."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from collie.controller.trainer._objective import Objective, Totals
+from collie.data import MicroBatch
+from collie.optim import FusedOptimizer, rewind_random_numbers
+from collie.parallel import Engine, Topology
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step gives: its global mean loss (0-d, equal on every rank), and the gradient's norm where known."""
+
+    loss: Tensor
+    grad_norm: float | None
+    applied: bool  # False where float16 overflowed and the update was skipped
+
+
+class Step(Protocol):
+    """One optimizer update."""
+
+    engine: Any
+
+    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult: ...
+
+
+class PlainStep:
+    """Backward for each micro-batch, then one update, through DeepSpeed in every ZeRO stage."""
+
+    def __init__(self, engine: Engine, objective: Objective, topology: Topology) -> None:
+        self.engine = engine
+        self._objective = objective
+        self._topology = topology
+
+    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult:
+        shares = _Shares(self._topology)
+        # DeepSpeed divides by the micro-batches and averages over dp; shares are to be summed over both
+        undo_means = len(micro_batches) * self._topology.dp_size
+        applied = True
+        for micro_batch in micro_batches:
+            share = self._objective(self.engine, micro_batch, totals)
+            if isinstance(share, Tensor):
+                self.engine.backward(share * undo_means)
+                applied = self.engine.step()  # DeepSpeed counts these, and updates at the last one
+            shares.add(share)
+        return StepResult(shares.reduce(), self._grad_norm(), applied)
+
+    def _grad_norm(self) -> float | None:
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm else None  # DeepSpeed says None or 0 where it did not compute it
+
+
+class FusedStep:
+    """The optimizer updates inside the backward pass (LOMO): a second pass for norm clipping, kept gradients to accumulate."""
+
+    def __init__(self, model: nn.Module, optimizer: FusedOptimizer, objective: Objective, topology: Topology) -> None:
+        self.engine = model
+        self._optimizer = optimizer
+        self._objective = objective
+        self._topology = topology
+
+    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult:
+        shares = _Shares(self._topology)
+        lr: float = self._optimizer.param_groups[0]["lr"]
+        norm = None
+        for micro_batch in micro_batches:
+            rewind = rewind_random_numbers(self._topology.device)
+            share = self._objective(self.engine, micro_batch, totals)
+            shares.add(share)
+            if not isinstance(share, Tensor):
+                continue
+            if len(micro_batches) > 1:
+                self._optimizer.accumulate(self._averaged(share))
+                continue
+            if self._optimizer.clip_grad_norm is not None:
+                norm = self._optimizer.grad_norm(self._averaged(share))
+                if self._optimizer.needs_second_forward:
+                    rewind()  # the gradient applied must be the one that was measured: same dropout
+                    share = self._objective(self.engine, micro_batch, totals)
+                    assert isinstance(share, Tensor)
+            self._optimizer.fused_backward(self._averaged(share), lr)
+        if self._optimizer.has_accumulated:
+            norm = self._optimizer.apply_accumulated(lr)
+        return StepResult(shares.reduce(), norm, applied=True)
+
+    def _averaged(self, share: Tensor) -> Tensor:
+        """The optimizer averages over dp; shares are to be summed."""
+        return share * self._topology.dp_size
+
+
+class _Shares:
+    """The sum of a step's loss shares on this rank, then over the dp ranks."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._sum = torch.zeros((), dtype=torch.float32, device=topology.device)
+
+    def add(self, share: Tensor | float) -> None:
+        self._sum += share.detach() if isinstance(share, Tensor) else share
+
+    def reduce(self) -> Tensor:
+        if self._topology.dp_group is not None:
+            dist.all_reduce(self._sum, group=self._topology.dp_group)
+        return self._sum

@@ -1,0 +1,20 @@
+"""Fixtures of the collie-train tests."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from collie.testing import run_ranks
+
+sys.path.insert(0, str(Path(__file__).parent))  # toy_training, which several files share
+
+# tokenizers that used their threads here print a warning in each forked rank, unless they are told that this is known
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def ranks():
+    """`ranks(n, function, *args)`: the results of `function` in n forked gloo ranks, in rank order."""
+    return run_ranks

@@ -1,0 +1,281 @@
+"""What surrounds the steps: evaluation, callbacks, monitors, events, requests, weights on disk."""
+
+import os
+import signal
+
+import pytest
+import torch
+from collie.callbacks import Callback
+from collie.controller.trainer import Trainer
+from collie.events import Bye, EventReader, Hello, RunFolder, Step
+from collie.models import CollieModelForCausalLM
+from collie.optim import Lomo
+from collie.parallel import full_parameters
+from collie.testing import run_ranks
+from collie.utils.monitor import LossMonitor
+from toy_training import make_config, make_model, rows, sgd
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    """Runs of these tests lie in their own folder."""
+    monkeypatch.setenv("COLLIE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.delenv("COLLIE_RUN_DIR", raising=False)
+    return tmp_path / "runs"
+
+
+class SpyEvaluator:
+    """An evaluator that notes after which step it was asked."""
+
+    def __init__(self):
+        self.steps = []
+
+    def bind(self, context, model):
+        self.context = context
+
+    def eval(self, dataloader=None):
+        self.steps.append(self.context.step())
+        return {"score": float(len(self.steps))}
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "every_epochs", "expected"), [(0, 1, [2, 5]), (2, 0, [1, 3, 5]), (0, 0, []), (2, 2, [1, 3, 5, 5])]
+)
+def test_evaluators_run_when_due(every_steps, every_epochs, expected):
+    """Three steps an epoch, two epochs."""
+
+    def run():
+        config = make_config(train_epochs=2, eval_per_n_steps=every_steps, eval_per_n_epochs=every_epochs)
+        model, spy = make_model(config), SpyEvaluator()
+        Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), evaluators=[spy]).train()
+        return spy.steps
+
+    assert run_ranks(1, run) == [expected]
+
+
+def test_callbacks_hear_everything_in_order():
+    class Diary(Callback):
+        def __init__(self):
+            self.lines = []
+
+        def on_setup_parallel_model(self, trainer):
+            self.lines.append("model")
+
+        def on_after_trainer_initialized(self, trainer):
+            self.lines.append("ready")
+
+        def on_train_begin(self, trainer):
+            self.lines.append("train")
+
+        def on_train_epoch_begin(self, trainer):
+            self.lines.append(f"epoch {trainer.epoch_idx}")
+
+        def on_train_batch_begin(self, trainer, batch):
+            self.lines.append("batch")
+
+        def on_train_batch_end(self, trainer, loss):
+            assert loss.dim() == 0
+            self.lines.append(f"step {trainer.global_batch_idx}")
+
+        def on_evaluate_begin(self, trainer):
+            self.lines.append("evaluate")
+
+        def on_evaluate_end(self, trainer, results):
+            self.lines.append(results)
+
+        def on_train_epoch_end(self, trainer):
+            self.lines.append("epoch ends")
+
+        def on_train_end(self, trainer):
+            self.lines.append("end")
+
+    def run():
+        config = make_config(micro=10, eval_per_n_epochs=1)
+        model, diary = make_model(config), Diary()
+        Trainer(
+            model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=diary,
+            evaluators=SpyEvaluator(),
+        ).train()  # fmt: skip
+        return diary.lines
+
+    assert run_ranks(1, run) == [
+        [
+            *("model", "ready", "train", "epoch 0", "batch", "step 0", "epoch ends"),
+            *("evaluate", {"score": 1.0}, "end"),
+        ]
+    ]
+
+
+def _events(folder):
+    return [[record for record in EventReader(path).read()] for path in folder.event_files()]
+
+
+def test_every_rank_writes_its_events(runs):
+    """Hello, one step event a step with that rank's tokens and the global loss, the monitors' metrics, bye."""
+
+    def run():
+        config = make_config(micro=2)
+        model = make_model(config)
+        trainer = Trainer(
+            model, config, optimizer=Lomo(model, lr=0.1, clip_grad_norm=1.0), train_dataset=rows(),
+            monitors=[LossMonitor(config)],
+        )  # fmt: skip
+        trainer.train()
+        trainer._recorder.events.close()
+        return str(trainer.run_folder)
+
+    folders = run_ranks(2, run)
+    assert folders[0] == folders[1] and folders[0].startswith(str(runs))
+    folder = RunFolder(folders[0])
+    assert folder.read_job()["managed"] is False
+    ranks = _events(folder)
+    assert len(ranks) == 2
+    total_tokens = 0
+    losses = []
+    for number, records in enumerate(ranks):
+        assert isinstance(records[0].event, Hello) and records[0].event.dp == number
+        assert records[-1].event == Bye(outcome="finished")
+        steps = [r for r in records if isinstance(r.event, Step)]
+        assert [r.step for r in steps] == [0, 1, 2] and {r.event.total for r in steps} == {3}
+        assert all(r.event.seconds > 0 and r.event.memory > 1e6 and r.event.grad_norm > 1 for r in steps)
+        losses.append([r.event.loss for r in steps])
+        total_tokens += sum(r.event.tokens for r in steps)
+        assert [r.event.value for r in records if r.event.__class__.__name__ == "Metric"] == losses[-1]
+    assert losses[0] == losses[1]
+    assert total_tokens == sum(len(row["input_ids"]) for row in rows())
+
+
+class StopAfter(Callback):
+    """Ask for a stop from inside, after a step, in the way a test chooses."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_train_batch_end(self, trainer, loss):
+        if trainer.global_batch_idx == self.step:
+            self.act(trainer)
+
+
+def _request_stop(trainer):
+    if trainer.topology.rank == 0:
+        RunFolder(trainer.run_folder).request("stop")
+        trainer._recorder._next_poll = 0.0
+
+
+def _signal_rank_one(trainer):
+    if trainer.topology.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("act", [_request_stop, _signal_rank_one], ids=["request", "signal to one rank"])
+def test_a_stop_reaches_all_ranks_after_the_same_step(act):
+    """Asked after step 3, whoever is asked: the next step is the last, and train() returns."""
+
+    def run():
+        config = make_config(micro=1, train_epochs=50)
+        model = make_model(config)
+        trainer = Trainer(
+            model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=StopAfter(3, act)
+        )
+        trainer.train()
+        trainer._recorder.events.close()
+        handler = signal.getsignal(signal.SIGTERM)
+        pending = RunFolder(trainer.run_folder).pending()
+        return trainer.global_batch_idx, str(trainer.run_folder), handler == signal.SIG_DFL, pending
+
+    results = run_ranks(2, run)
+    assert [(last, restored, pending) for last, _, restored, pending in results] == [(4, True, [])] * 2
+    for records in _events(RunFolder(results[0][1])):
+        assert records[-1].event == Bye(outcome="stopped")
+
+
+def test_a_failure_is_written_down():
+    """The last word of a run that breaks says why."""
+
+    def run():
+        config = make_config()
+        model = make_model(config)
+
+        def break_down(trainer):
+            raise RuntimeError("the roof fell in")
+
+        trainer = Trainer(
+            model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=StopAfter(1, break_down)
+        )
+        with pytest.raises(RuntimeError, match="roof"):
+            trainer.train()
+        return str(trainer.run_folder)
+
+    (records,) = _events(RunFolder(run_ranks(1, run)[0]))
+    assert records[-1].event == Bye(outcome="failed", message="RuntimeError: the roof fell in")
+
+
+def test_a_run_without_a_folder_trains(monkeypatch, tmp_path):
+    """A file where the root of all runs should be: training goes on unrecorded."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COLLIE_RUNS", str(tmp_path / "file" / "runs"))
+
+    def run():
+        config = make_config()
+        model = make_model(config)
+        trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
+        trainer.train()
+        return trainer.run_folder, trainer.global_batch_idx
+
+    assert run_ranks(1, run) == [(None, 2)]
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 3)])
+def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
+    """What one layout saves, another reads; and training goes on from loaded weights, not from the optimizer's copies."""
+
+    def save():
+        config = make_config(stage, micro=4)
+        model = make_model(config)
+        trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        saved = dict(full_parameters(model, trainer.topology))
+        trainer.train()
+        trainer.load_model(str(tmp_path / "saved"))
+        loaded = dict(full_parameters(model, trainer.topology))
+        trainer.train()
+        again = dict(full_parameters(model, trainer.topology))
+        if trainer.topology.rank:
+            return True
+        same = all(torch.equal(saved[name], loaded[name]) for name in saved)
+        moved = max((again[name] - saved[name]).abs().max().item() for name in saved)
+        return same, moved
+
+    same, moved = run_ranks(ranks, save)[0]
+    assert same
+
+    def read():
+        config = make_config()
+        model = CollieModelForCausalLM.from_pretrained(str(tmp_path / "saved"), config=config)
+        trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        config.train_micro_batch_size = 4
+        trainer.train()
+        return max((p - before[n]).abs().max().item() for n, p in model.named_parameters())
+
+    if ranks == 1:
+        assert moved == pytest.approx(run_ranks(1, read)[0], rel=1e-3)
+
+
+def test_eval_dataset_without_collie_eval_says_what_to_install():
+    """In an environment that has collie-eval the same call makes an evaluator."""
+    from importlib.util import find_spec
+
+    from collie.interfaces import MissingExtraError
+
+    def run():
+        config = make_config()
+        model = make_model(config)
+        if find_spec("collie.controller.evaluator") is None:
+            with pytest.raises(MissingExtraError, match=r"collie-train\[eval\]"):
+                Trainer(model, config, eval_dataset=rows())
+            return 1
+        return len(Trainer(model, config, eval_dataset=rows()).evaluators)
+
+    assert run_ranks(1, run) == [1]

@@ -1,0 +1,52 @@
+"""Jobs that outlive the terminal they were started from: a supervisor process for each. No textual, no torch."""
+
+from collie.jobs._control import find, ls, stop, wait
+from collie.jobs._format import NOTHING, format_age, format_bytes, format_count, format_duration, format_number
+from collie.jobs._launch import LaunchError, gpu_count, start
+from collie.jobs._logs import LogTail, RankLogs, rank_logs
+from collie.jobs._order import Means
+from collie.jobs._peek import Peeker
+from collie.jobs._rank import Decoded, Evaluation, RankView, Warned
+from collie.jobs._reader import RunReader, RunView
+from collie.jobs._series import Curve, Point, Series
+from collie.jobs._state import State
+from collie.jobs._status import Failure, Status, status
+from collie.jobs._summary import Summary, display_name, summarise, summary
+
+__all__ = [
+    "NOTHING",
+    "Curve",
+    "Decoded",
+    "Evaluation",
+    "Failure",
+    "LaunchError",
+    "LogTail",
+    "Means",
+    "Peeker",
+    "Point",
+    "RankLogs",
+    "RankView",
+    "RunReader",
+    "RunView",
+    "Series",
+    "State",
+    "Status",
+    "Summary",
+    "Warned",
+    "display_name",
+    "find",
+    "format_age",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_number",
+    "gpu_count",
+    "ls",
+    "rank_logs",
+    "start",
+    "status",
+    "stop",
+    "summarise",
+    "summary",
+    "wait",
+]

@@ -1,0 +1,128 @@
+"""The ranks' output files: where torchrun puts them, and reading them from the end or from where we were."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from collie.events import RunFolder
+
+_BLOCK = 64 * 1024
+# Escape sequences (colours, cursor moves, titles) and other control characters, tab excepted.
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
+
+TORCHRUN_LOG = "torchrun.log"
+"""What torchrun itself prints, in a run's logs folder."""
+SUPERVISOR_LOG = "supervisor.log"
+"""What the supervisor prints, in a run's logs folder; empty unless something went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankLogs:
+    """The files of one rank in one attempt; a file may not exist yet.
+
+    Attributes:
+        rank: local rank, which on one node is the rank.
+        attempt: number of restarts before it.
+    """
+
+    rank: int
+    attempt: int
+    folder: Path
+
+    @property
+    def stdout(self) -> Path:
+        """What the rank wrote to standard output."""
+        return self.folder / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        """What the rank wrote to standard error."""
+        return self.folder / "stderr.log"
+
+    @property
+    def error(self) -> Path:
+        """The exception that ended a rank whose script uses torch's @record."""
+        return self.folder / "error.json"
+
+
+def rank_logs(run: RunFolder) -> list[RankLogs]:
+    """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/."""
+    attempts = list(Path(run.logs).glob("*/attempt_*"))
+    if not attempts:
+        return []
+    newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)))
+    ranks = [
+        RankLogs(int(folder.name), _number(newest.name), folder)
+        for folder in newest.iterdir()
+        if folder.name.isdecimal()
+    ]
+    return sorted(ranks, key=lambda logs: logs.rank)
+
+
+def _number(name: str) -> int:
+    """7 for attempt_7."""
+    digits = name.rpartition("_")[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def plain(text: str) -> str:
+    """A line as it looks at rest: after the last carriage return, without escape sequences and control characters."""
+    return _CONTROL.sub("", text.rstrip("\r").rpartition("\r")[2]).expandtabs(8)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Up to `count` last lines that are not blank, reading no more than a block from the end; none without a file."""
+    tail = LogTail(path, start=_BLOCK)
+    lines = [line for line in tail.read() if line.strip()]
+    if tail.partial.strip():
+        lines.append(tail.partial)
+    return lines[-count:]
+
+
+class LogTail:
+    """Reads a growing text file a piece at a time.
+
+    Args:
+        path: the file; it may come to be later.
+        start: how many bytes before the end of the file the first read begins, None to begin with its first line.
+        limit: the most bytes taken in by one `read`.
+    """
+
+    def __init__(self, path: Path, start: int | None = None, limit: int = 4 * 1024 * 1024) -> None:
+        self.path = path
+        self.partial = ""
+        """The last line, as far as it is written (a progress bar, a question)."""
+        self.lines_read = 0
+        self._limit = limit
+        self._start = start
+        self._offset: int | None = None
+        self._rest = b""
+
+    def read(self) -> list[str]:
+        """The whole lines written since the last call, without their line ends."""
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                cut = self._place(size)
+                assert self._offset is not None
+                file.seek(self._offset)
+                data = file.read(self._limit)
+        except OSError:
+            return []
+        self._offset += len(data)
+        pieces = (self._rest + data).split(b"\n")
+        # A progress bar rewrites its line for hours: only what stands after the last carriage return is kept.
+        self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])
+        self.partial = plain(self._rest.decode("utf-8", "replace"))
+        lines = [plain(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
+        self.lines_read += len(lines)
+        return lines
+
+    def _place(self, size: int) -> bool:
+        """Set the offset for the first read, or for a file that was cut; True when it falls into a line."""
+        if self._offset is not None and size >= self._offset:
+            return False
+        first = self._offset is None
+        self._rest = b""
+        self._offset = max(0, size - self._start) if first and self._start is not None else 0
+        return self._offset > 0

@@ -1,0 +1,81 @@
+"""A look at the ends of a run's event files: enough for a line in a list, however long the run."""
+
+import re
+from pathlib import Path
+
+from collie.events import RunFolder, decode
+from collie.jobs._rank import RankState, RankView
+
+_FILE = re.compile(r"rank-(\d+)\.a(\d+)\.jsonl")
+_FIRST_BLOCK = 16 * 1024
+_LAST_BLOCK = 256 * 1024
+_HEAD = 4 * 1024
+
+
+def rank_and_attempt(path: Path) -> tuple[int, int]:
+    """(3, 1) for rank-00003.a1.jsonl; (0, 0) for a file of another name."""
+    match = _FILE.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+class Peeker:
+    """Looks at event files' ends and remembers each look as long as its file has the same size."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Path, tuple[int, RankView]] = {}
+
+    def ranks(self, run: RunFolder) -> tuple[RankView, ...]:
+        """One view a rank, of its newest attempt, by rank."""
+        newest: dict[int, Path] = {}
+        for path in run.event_files():
+            newest[rank_and_attempt(path)[0]] = path  # sorted by rank, then attempt
+        return tuple(view for path in newest.values() if (view := self._look(path)) is not None)
+
+    def _look(self, path: Path) -> RankView | None:
+        try:
+            size = path.stat().st_size
+            seen = self._seen.get(path)
+            if seen is None or seen[0] != size:
+                seen = (size, _read_ends(path, size))
+                self._seen[path] = seen
+        except OSError:
+            return None
+        return seen[1]
+
+
+def _read_ends(path: Path, size: int) -> RankView:
+    """The greeting at the head, then the lines of a block at the end that is grown until a step is in it."""
+    with path.open("rb") as file:
+        head = file.readline(_HEAD)
+        block = _FIRST_BLOCK
+        while True:
+            start = max(len(head), size - block)
+            file.seek(start)
+            data = file.read(size - start)
+            state = RankState(*rank_and_attempt(path))
+            _add(state, head)
+            lines = data.split(b"\n")
+            for line in lines[0 if start == len(head) else 1 :]:
+                _add(state, line)
+            if state.steps or start == len(head) or block >= _LAST_BLOCK:
+                return state.view()
+            block *= 4
+
+
+def _add(state: RankState, line: bytes) -> None:
+    if not line.strip():
+        return
+    try:
+        record = decode(line)
+    except ValueError:
+        return
+    if record is not None:
+        state.add(record)
+
+
+def last_step(run: RunFolder) -> int | None:
+    """The last step that rank 0, or the first rank there is, has finished."""
+    for rank in Peeker().ranks(run):
+        if rank.step is not None:
+            return rank.step
+    return None

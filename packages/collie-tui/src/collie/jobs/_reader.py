@@ -1,0 +1,119 @@
+"""Follows one run: all its events, read once, put together into an immutable view."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from collie.events import Eval, EventReader, Record, RunFolder, Step
+from collie.jobs._peek import rank_and_attempt
+from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned
+from collie.jobs._series import Curve, Series
+from collie.jobs._summary import Summary, summarise
+
+_RECORDS_A_REFRESH = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """A run at one moment, with everything that its ranks have said.
+
+    Attributes:
+        summary: the line about it.
+        ranks: by rank, each of its newest attempt.
+        loss: loss over steps, as the first rank that knows it tells it.
+        evaluations: the last one of each evaluator, oldest first.
+        samples: texts of the last evaluation.
+        evaluated_at: the latest steps after which an evaluation ended.
+        checkpoint: time and step of the last checkpoint.
+        alerts: the latest of all ranks, oldest first.
+        behind: whether more events are waiting to be read.
+        lost_events: events that were dropped by a writer or lost, and lines that could not be read.
+    """
+
+    summary: Summary
+    ranks: tuple[RankView, ...] = ()
+    loss: Curve = Curve()  # noqa: RUF009 - immutable
+    evaluations: tuple[Evaluation, ...] = ()
+    samples: tuple[Decoded, ...] = ()
+    evaluated_at: tuple[int, ...] = ()
+    checkpoint: tuple[float, int | None] | None = None
+    alerts: tuple[Warned, ...] = ()
+    behind: bool = False
+    lost_events: int = 0
+
+
+class RunReader:
+    """Reads what is new in a run at each `refresh`; made for one thread."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._readers: dict[Path, EventReader] = {}
+        self._states: dict[tuple[int, int], RankState] = {}
+        self._loss = Series()
+        self._loss_from: tuple[int, int] | None = None
+        self._evaluated_at: dict[int, None] = {}
+        self._behind = False
+
+    def refresh(self, limit: int = _RECORDS_A_REFRESH) -> list[Record]:
+        """Take in at most about `limit` new events and return them, rank by rank."""
+        for path in self.run.event_files():
+            if path not in self._readers:
+                self._readers[path] = EventReader(path)
+        share = max(64, limit // max(1, len(self._readers)))
+        self._behind = False
+        fresh: list[Record] = []
+        for path, reader in self._readers.items():
+            records = reader.read(share)
+            self._behind = self._behind or len(records) == share
+            key = rank_and_attempt(path)
+            for record in records:
+                self._take(key, record)
+            fresh += records
+        return fresh
+
+    def _take(self, key: tuple[int, int], record: Record) -> None:
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = RankState(*key)
+        state.add(record)
+        event = record.event
+        if isinstance(event, Step) and record.step is not None and event.loss is not None:
+            if self._loss_from is None or key[1] > self._loss_from[1]:
+                self._loss_from = key
+            if key == self._loss_from:
+                self._loss.add(record.step, event.loss)
+        elif isinstance(event, Eval) and record.step is not None:
+            self._evaluated_at[record.step] = None
+            while len(self._evaluated_at) > 256:
+                del self._evaluated_at[next(iter(self._evaluated_at))]
+
+    def view(self) -> RunView:
+        """The run as far as it has been read, with its state judged now."""
+        newest: dict[int, RankState] = {}
+        for (rank, _), state in sorted(self._states.items()):
+            newest[rank] = state
+        states = list(newest.values())
+        ranks = tuple(state.view() for state in states)
+        evaluations = [evaluation for state in states for evaluation in state.evaluations.values()]
+        checkpoints = [state.checkpoint for state in self._states.values() if state.checkpoint is not None]
+        return RunView(
+            summary=summarise(self.run, ranks),
+            ranks=ranks,
+            loss=self._loss.curve(),
+            evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.t)),
+            samples=_last_samples(states),
+            evaluated_at=tuple(self._evaluated_at),
+            checkpoint=max(checkpoints, key=lambda checkpoint: checkpoint[0], default=None),
+            alerts=tuple(sorted((alert for state in states for alert in state.alerts), key=lambda alert: alert.t)),
+            behind=self._behind,
+            lost_events=sum(reader.gaps + reader.bad_lines for reader in self._readers.values()),
+        )
+
+
+def _last_samples(states: list[RankState]) -> tuple[Decoded, ...]:
+    """The texts of the newest step that has any, from the first rank that wrote some there."""
+    newest = max((sample.step or 0 for state in states for sample in state.samples), default=None)
+    for state in states:
+        texts = tuple(sample for sample in state.samples if (sample.step or 0) == newest)
+        if texts:
+            return texts
+    return ()

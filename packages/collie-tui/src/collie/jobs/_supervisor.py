@@ -1,0 +1,239 @@
+"""The process that looks after one job: starts torchrun, keeps its state true, stops it, and records how it ended."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from collie.events import RunFolder
+from collie.jobs._logs import TORCHRUN_LOG, rank_logs
+from collie.jobs._order import Ladder, Means, Rung, StopOrder
+from collie.jobs._outcome import outcome_of
+from collie.jobs._peek import Peeker
+from collie.jobs._process import Identity, become_subreaper, descendants, reap, signal_groups
+from collie.jobs._state import State
+
+_TICK = 0.25  # seconds between two looks at orders and ranks; the end of a child is seen at once
+_HEARTBEAT = 1.0  # seconds
+_ORPHAN_GRACE = 10.0  # seconds between TERM and KILL for what torchrun left behind
+_RECORD_TRIES = 30  # one a second: a disk that is full now may have room in a moment
+_SIGNALS_MEAN = (Means.STEP, Means.TERM, Means.KILL)
+
+
+class Supervisor:
+    """Looks after the job that `folder`'s job.json describes.
+
+    It has no parent to speak of: it ignores SIGHUP, and TERM or INT to it mean: stop the job (a second one: now, a
+    third one: kill). Should it be killed itself, training goes on and readers see from its identity that it is lost.
+
+    Args:
+        folder: the run's folder.
+        ready: called once when the supervisor has taken hold of the run.
+    """
+
+    def __init__(self, folder: RunFolder, ready: Callable[[], None] = lambda: None) -> None:
+        self.folder = folder
+        self._ready = ready
+        self._job: dict[str, Any] = folder.read_job() or {}
+        self._ladder = Ladder()
+        self._peeker = Peeker()
+        self._torchrun: subprocess.Popen[bytes] | None = None
+        self._exit_code: int | None = None
+        self._signals = 0  # so many came
+        self._heard = 0  # so many were acted on
+        self._state = State.STARTING
+        self._since = time.time()
+        self._message = "torchrun is starting"
+        self._attempt = 0
+        self._next_beat = 0.0
+        self._wake: socket.socket | None = None
+
+    def run(self) -> int:
+        """Supervise until every process of the job has ended. Returns 0: how the job ended stands in exit.json."""
+        become_subreaper()
+        self._listen()
+        self._job["supervisor"] = Identity.of().as_dict()
+        self.folder.write_job(self._job)
+        self._beat(force=True)
+        self._ready()
+        problem = self._launch()
+        if problem:
+            self._record({"outcome": State.FAILED, "exit_code": None, "message": problem, "first_failure": None})
+            return 0
+        while self._exit_code is None:
+            self._tick()
+        self._end_orphans()
+        self._record(outcome_of(self.folder, self._exit_code, self._ladder))
+        return 0
+
+    def _listen(self) -> None:
+        """Signals only wake the loop and count; handlers, unlike SIG_IGN, are not passed on to torchrun."""
+        self._wake, wakened = socket.socketpair()
+        for end in (self._wake, wakened):
+            end.setblocking(False)
+        self._wakened = wakened
+        signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for number in (signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+
+    def _on_signal(self, *_: object) -> None:
+        self._signals += 1
+
+    def _launch(self) -> str:
+        """Start torchrun; returns the reason if that cannot be done."""
+        argv = [str(argument) for argument in self._job.get("argv", [])]
+        try:
+            with (Path(self.folder.logs) / TORCHRUN_LOG).open("ab") as log:
+                os.chmod(log.fileno(), 0o600)
+                self._torchrun = subprocess.Popen(
+                    argv,
+                    cwd=self._job.get("cwd"),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except (OSError, ValueError, IndexError) as error:
+            return f"torchrun did not start: {error}"
+        return ""
+
+    def _tick(self, seconds: float = _TICK) -> None:
+        """Wait for something to happen, then look at everything once."""
+        assert self._wake is not None and self._torchrun is not None
+        select.select([self._wake], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            while self._wake.recv(4096):
+                pass
+        code = reap().get(self._torchrun.pid)
+        if code is not None:
+            self._exit_code = self._torchrun.returncode = code
+        self._hear_orders()
+        self._climb()
+        self._observe()
+        self._beat()
+
+    def _hear_orders(self) -> None:
+        order = StopOrder.read(self.folder)
+        known = self._ladder.order
+        if self._signals > self._heard:
+            self._heard = self._signals
+            order = StopOrder(_SIGNALS_MEAN[min(self._signals, 3) - 1], by="a signal to the supervisor")
+            with contextlib.suppress(OSError):
+                order.write(self.folder)
+        if order is None and known is None:
+            asked = next((request for request in self.folder.pending() if request.kind == "stop"), None)
+            if asked is not None:
+                order = StopOrder(Means.STEP, asked.t, by="a request")
+        if order is not None and order != known:
+            self._ladder.give(order)
+
+    def _climb(self) -> None:
+        """Go to the next rung of a stop when it is time."""
+        rung = self._ladder.climb(
+            time.monotonic(), ranks_listen=self._ladder.order is not None and self._ranks_listen()
+        )
+        if self._ladder.rung is Rung.KILL:  # at each tick: a group may have been made since
+            signal_groups(reversed(descendants()), signal.SIGKILL)
+        if rung is None:
+            return
+        if rung is Rung.REQUEST:
+            if not any(request.kind == "stop" for request in self.folder.pending()):
+                with contextlib.suppress(OSError):
+                    self.folder.request("stop")
+            self._enter(State.STOPPING, "asked the ranks to stop after this step")
+        elif rung is Rung.TERM:
+            self._terminate()
+            self._enter(State.STOPPING, "sent TERM to the workers")
+        elif rung is Rung.KILL:
+            self._enter(State.STOPPING, "killed the workers")
+
+    def _terminate(self) -> None:
+        """torchrun passes TERM on to its workers, each in a session of its own; without torchrun we reach them."""
+        if self._torchrun is not None and self._exit_code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._torchrun.pid, signal.SIGTERM)
+        else:
+            signal_groups(descendants(), signal.SIGTERM)
+
+    def _ranks_listen(self) -> bool:
+        """Whether a rank has said hello and not yet goodbye: such a rank reads requests."""
+        return any(rank.pid is not None and rank.outcome is None for rank in self._peeker.ranks(self.folder))
+
+    def _observe(self) -> None:
+        """The job runs as soon as its workers do; what they say about it comes later, or never."""
+        if self._state not in (State.STARTING, State.RUNNING) or (self._state is State.RUNNING and not self._message):
+            return
+        if self.folder.event_files():
+            self._enter(State.RUNNING, "")
+        elif self._state is State.STARTING and rank_logs(self.folder):
+            self._enter(State.RUNNING, "no events yet: the script is loading, or it writes none")
+
+    def _enter(self, state: State, message: str) -> None:
+        if state is not self._state:
+            self._since = time.time()
+        self._state, self._message = state, message
+        self._beat(force=True)
+
+    def _beat(self, *, force: bool = False) -> None:
+        """Write the state with a fresh heartbeat; a full disk makes it late, never ends the supervisor."""
+        if not force and time.monotonic() < self._next_beat:
+            return
+        self._next_beat = time.monotonic() + _HEARTBEAT
+        self._attempt = max((logs.attempt for logs in rank_logs(self.folder)), default=0)
+        state = {
+            "state": self._state,
+            "t": self._since,
+            "heartbeat": time.time(),
+            "message": self._message,
+            "torchrun_pid": self._torchrun.pid if self._torchrun is not None else None,
+            "attempt": self._attempt,
+        }
+        with contextlib.suppress(OSError):
+            self.folder.write_state(state)
+
+    def _end_orphans(self) -> None:
+        """Workers that outlived torchrun cannot go on without it, and nothing of a job stays behind it."""
+        grace = _ORPHAN_GRACE if self._ladder.order is None else self._ladder.order.term_grace
+        if not self._left_after(0.0):
+            return
+        self._message = "ending processes that torchrun left behind"
+        signal_groups(descendants(), signal.SIGTERM)
+        if self._left_after(grace):
+            signal_groups(reversed(descendants()), signal.SIGKILL)
+            self._left_after(_ORPHAN_GRACE)
+
+    def _left_after(self, seconds: float) -> list[int]:
+        """Wait up to `seconds` for all descendants to end; returns those that have not."""
+        deadline = time.monotonic() + seconds
+        while left := descendants():
+            if time.monotonic() >= deadline:
+                return left
+            self._tick(0.05)
+        reap()
+        return []
+
+    def _record(self, outcome: dict[str, Any]) -> None:
+        """Write exit.json, then the last state; requests that nobody will answer now are taken away."""
+        outcome = {**outcome, "t": time.time()}
+        for _ in range(_RECORD_TRIES):
+            try:
+                self.folder.write_exit(outcome)
+                break
+            except FileNotFoundError:  # the run was deleted
+                return
+            except OSError as error:
+                print(f"exit.json could not be written: {error}", file=sys.stderr)
+                time.sleep(1.0)
+        for request in self.folder.pending():
+            with contextlib.suppress(OSError):
+                self.folder.resolve(request.id)
+        self._enter(State(outcome["outcome"]), outcome["message"])

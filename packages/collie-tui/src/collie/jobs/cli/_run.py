@@ -1,0 +1,129 @@
+"""collie-tui run: start a job and follow it."""
+
+import argparse
+import sys
+import time
+
+from collie.events import Alert, Checkpoint, Eval, Record, RunFolder, Sample, Step
+from collie.jobs._launch import start
+from collie.jobs._logs import LogTail, rank_logs
+from collie.jobs._reader import RunReader
+from collie.jobs._status import Status
+from collie.jobs._summary import display_name
+from collie.jobs.cli._exit import EXIT_CODES
+from collie.jobs.cli._printers import JsonPrinter, Printer, TextPrinter
+
+_INTERVAL = 0.2  # seconds between two looks
+_STEP_INTERVAL = 2.0  # seconds between two lines about steps
+_SAMPLES = 3  # decoded texts shown of one evaluation
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Start the job; follow it to its end unless asked not to. Returns what the job's end means as exit status."""
+    printer: Printer = JsonPrinter() if options.json else TextPrinter()
+    run = start(
+        options.script,
+        options.args,
+        nproc=options.nproc,
+        name=options.name,
+        root=getattr(options, "runs", None),
+        python=options.python,
+    )
+    job = run.read_job() or {}
+    printer.started(run, job)
+    if options.detach:
+        printer.left(run)
+        return 0
+    follower = Follower(run, printer)
+    try:
+        status = follower.follow()
+    except KeyboardInterrupt:
+        printer.left(run)
+        return EXIT_CODES["left"]
+    return EXIT_CODES[str(status.state)]
+
+
+class Follower:
+    """Prints what a run does until it has ended: its state, rank 0's output, steps, evaluations, texts."""
+
+    def __init__(self, run: RunFolder, printer: Printer) -> None:
+        self.run = run
+        self.printer = printer
+        self._reader = RunReader(run)
+        self._output: dict[str, LogTail] = {}
+        self._lead: int | None = None  # the rank whose steps are told: the first that knows the loss
+        self._waiting: Record | None = None
+        self._next_step = 0.0
+        self._texts: tuple[int | None, int] = (None, 0)
+
+    def follow(self) -> Status:
+        """Print until the run has ended; returns how."""
+        before: Status | None = None
+        while True:
+            status = self._reader.view().summary.status
+            if status != before and status.live:
+                self.printer.state(status)
+            before = status
+            # What was written before the end is printed before the end is told.
+            while self._relay():
+                pass
+            if not status.live:
+                self._finish()
+                self.printer.ended(display_name(self.run.id), status)
+                return status
+            time.sleep(_INTERVAL)
+
+    def _relay(self) -> bool:
+        """Print what is new; whether there may be more at once."""
+        self._relay_output()
+        records = self._reader.refresh()
+        for record in records:
+            self._tell(record)
+        if self._waiting is not None and time.monotonic() >= self._next_step:
+            self._tell_waiting()
+        return self._reader.view().behind
+
+    def _relay_output(self) -> None:
+        if not self._output:
+            logs = next((entry for entry in rank_logs(self.run) if entry.rank == 0), None)
+            if logs is None:
+                return
+            self._output = {"stdout": LogTail(logs.stdout), "stderr": LogTail(logs.stderr)}
+        for stream, tail in self._output.items():
+            while lines := tail.read():
+                for line in lines:
+                    self.printer.output(stream, line)
+
+    def _tell(self, record: Record) -> None:
+        event = record.event
+        if isinstance(event, Step):
+            if self._lead is None and event.loss is not None:
+                self._lead = record.rank
+                self._next_step = 0.0
+            if record.rank == self._lead:
+                first = self._waiting is None and self._next_step == 0.0
+                self._waiting = record
+                if first:
+                    self._tell_waiting()
+        elif isinstance(event, Eval | Checkpoint | Alert):
+            self._tell_waiting()
+            self.printer.event(record)
+        elif isinstance(event, Sample) and record.rank == 0:
+            step, count = self._texts
+            count = count + 1 if step == record.step else 1
+            self._texts = (record.step, count)
+            if count <= _SAMPLES:
+                self.printer.event(record)
+
+    def _tell_waiting(self) -> None:
+        if self._waiting is not None:
+            self.printer.step(self._waiting, self._reader.view().summary)
+            self._waiting = None
+            self._next_step = time.monotonic() + _STEP_INTERVAL
+
+    def _finish(self) -> None:
+        self._tell_waiting()
+        for stream, tail in self._output.items():
+            if tail.partial:
+                self.printer.output(stream, tail.partial)
+        sys.stdout.flush()

@@ -1,0 +1,86 @@
+"""What the two levels of the dashboard have in common."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, cast
+
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+
+from collie.tui._source import Snapshot
+from collie.tui._widgets import LogPane, RankTable, RunPanel, Table
+from collie.tui._widgets._panel import VIEWS, View
+
+if TYPE_CHECKING:
+    from collie.tui._app import Dashboard
+
+_VIEWS = Binding.Group("views", compact=True)
+_RANKS = Binding.Group("rank", compact=True)
+
+
+RUN_BINDINGS: list[BindingType] = [
+    Binding("s", "app.stop_run", "stop", id="stop"),
+    Binding("1", "view('overview')", "overview", group=_VIEWS, id="overview"),
+    Binding("2", "view('ranks')", "ranks", group=_VIEWS, id="ranks"),
+    Binding("3", "view('log')", "log", group=_VIEWS, id="log"),
+    Binding("left_square_bracket", "rank(-1)", "previous rank", key_display="[", group=_RANKS, id="rank.previous"),
+    Binding("right_square_bracket", "rank(1)", "next rank", key_display="]", group=_RANKS, id="rank.next"),
+    Binding("e", "stream", "stdout/err", id="stream"),
+]
+"""Keys that work on the selected run."""
+
+
+class SnapshotScreen(Screen[None]):
+    """A screen that shows snapshots."""
+
+    @property
+    def dashboard(self) -> Dashboard:
+        """The application."""
+        return cast("Dashboard", self.app)
+
+    def show(self, snapshot: Snapshot, now: float) -> None:
+        """Hand a snapshot to the widgets. now: seconds since the epoch."""
+        self.query_one(RunPanel).show(snapshot, now)
+
+    def on_screen_resume(self) -> None:
+        """Be up to date when we come to the front."""
+        self.call_after_refresh(self.refresh_snapshot)
+
+    def refresh_snapshot(self) -> None:
+        """Show the latest snapshot again: the clock has moved, or the screen has changed."""
+        if self.is_mounted:
+            self.show(self.dashboard.snapshot, time.time())
+
+    def action_view(self, view: View) -> None:
+        """Change what the panel shows, and put the focus where keys make sense."""
+        panel = self.query_one(RunPanel)
+        panel.view = view if view in VIEWS else "overview"
+        target = {"ranks": RankTable, "log": LogPane}.get(view)
+        if target is not None:
+            self.query_one(target).focus()
+        else:
+            self.focus_first()
+        self.call_after_refresh(self.refresh_snapshot)
+
+    def focus_first(self) -> None:
+        """Where the focus is in the overview."""
+        self.set_focus(None)
+
+    def action_rank(self, by: int) -> None:
+        """Show the log of another rank."""
+        log = self.dashboard.snapshot.log
+        if log is not None and log.ranks:
+            place = log.ranks.index(log.rank) if log.rank in log.ranks else 0
+            self.dashboard.ask(rank=log.ranks[(place + by) % len(log.ranks)])
+
+    def action_stream(self) -> None:
+        """Show the rank's other output."""
+        log = self.dashboard.snapshot.log
+        if log is not None:
+            self.dashboard.ask(stream="stdout" if log.stream == "stderr" else "stderr")
+
+    def on_table_highlighted(self, message: Table.Highlighted) -> None:
+        """The rank under the cursor is the rank whose log is shown."""
+        if isinstance(message.table, RankTable) and message.table.has_focus:
+            self.dashboard.ask(rank=int(message.key))

@@ -1,0 +1,82 @@
+"""A rank that trains nothing, and tells of it as the Trainer does: hello, steps, an evaluation, and requests heard."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from collie.events import Bye, Eval, EventWriter, Hello, RunFolder, Sample, Step
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.02)
+    parser.add_argument("--fail-at", type=int, default=-1)
+    parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--rank", type=int, default=1, help="the rank that something happens to")
+    parser.add_argument("--deaf", action="store_true", help="reads no requests")
+    parser.add_argument("--stubborn", action="store_true", help="ignores TERM")
+    parser.add_argument("--silent", action="store_true", help="writes no events")
+    parser.add_argument("--leave-child", action="store_true", help="leaves a process behind")
+    options = parser.parse_args()
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    run = RunFolder.__new__(RunFolder) if options.silent else _run()
+    if options.stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if options.leave_child:
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print(f"left {child.pid}", flush=True)
+    if options.silent:
+        print("no events from here", flush=True)
+        time.sleep(options.seconds)
+        return 0
+    with EventWriter(run.events, rank) as events:
+        events.write(
+            Hello("here", os.getpid(), None, world, rank, 0, 0, world, 1, 1, "cpu", {"python": sys.version.split()[0]})
+        )
+        return _train(options, rank, run, events)
+
+
+def _run() -> RunFolder:
+    from pathlib import Path
+
+    return RunFolder(Path(os.environ["COLLIE_RUN_DIR"]))
+
+
+def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: EventWriter) -> int:
+    flag = run.path / "stop-after"
+    for step in range(1, options.steps + 1):
+        time.sleep(options.seconds)
+        events.write(
+            Step(3.0 / step, 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30), step=step
+        )
+        if rank == options.rank and step == options.fail_at:
+            try:
+                raise ValueError("the loss is nan at lr=0.1; use a smaller lr")
+            except ValueError as error:
+                events.write(Bye("failed", f"ValueError: {error}"), step=step)
+                events.close()
+                raise
+        if rank == options.rank and step == options.kill_at:
+            events.close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == 0 and not options.deaf and any(request.kind == "stop" for request in run.pending()):
+            flag.touch()
+            for request in run.pending():
+                run.resolve(request.id)
+        if flag.exists():
+            events.write(Bye("stopped"), step=step)
+            return 0
+    if rank == 0:
+        events.write(Eval("ppl", {"ppl": 1.05}, 0.1, 32), step=options.steps)
+        events.write(Sample("Collie is a python package for", " finetuning large language models."), step=options.steps)
+        print("decoded: finetuning large language models.", flush=True)
+    events.write(Bye("finished"), step=options.steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
