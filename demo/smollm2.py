@@ -14,6 +14,7 @@ import stdlib_pairs
 import torch
 from supervised import events_of_rank_0, run_job
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging
 
 from collie.events import Eval, RunFolder, Sample
 
@@ -31,6 +32,7 @@ def weights_file() -> pathlib.Path:
 
 def convert(gguf: pathlib.Path, folder: pathlib.Path) -> None:
     """Write the model in float32, and its tokenizer, as a Hugging Face folder."""
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
@@ -47,9 +49,8 @@ def report(run: RunFolder) -> list[str]:
         return [f"the run has {len(perplexities)} perplexities and {len(samples)} answers, not 2 and 6"]
     for before, after in zip(samples[:3], samples[3:], strict=True):
         print(f"\n{before.prompt.strip()}")
-        print(f"    before:    {' '.join(before.output.split())}")
-        print(f"    after:     {' '.join(after.output.split())}")
-        print(f"    documented: {after.target}")
+        for name, text in (("before", before.output), ("after", after.output), ("documented", after.target or "")):
+            print(f"    {name + ':':<12}{' '.join(text.split())}")
     before_ppl, after_ppl = perplexities
     print(f"\nheld-out perplexity: {before_ppl:.2f} before, {after_ppl:.2f} after")
     return [] if after_ppl < before_ppl else [f"the perplexity rose from {before_ppl:.4f} to {after_ppl:.4f}"]

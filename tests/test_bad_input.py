@@ -16,6 +16,7 @@ from collie.interfaces import CollieError
 from collie.testing import RankError, run_ranks
 
 ROWS = [{"input": "Collie is a python package for ", "output": "finetuning large language models."}] * 8
+MEND = r"(?i)\b(use|set|give|must|did you mean)\b"
 
 
 def unchanged(config):
@@ -45,7 +46,7 @@ def refused(*patterns, args):
         message = str(result.exception)
         for pattern in patterns:
             assert re.search(pattern, message), f"{pattern!r} is not in: {message}"
-        assert message[0].isalnum() and len(message) < 500, message
+        assert message == message.strip() and message.endswith((".", ")")) and len(message) < 500, message
 
 
 def setting(name, value):
@@ -69,11 +70,11 @@ def test_good_input_trains(tiny_moss):
 @pytest.mark.parametrize(
     ("name", "value", "patterns"),
     [
-        ("dp_size", 3, ("dp_size=3", "2")),
-        ("tp_size", 3, ("tp_size=3", "2")),
-        ("pp_size", 5, ("pp_size=5", "2")),
-        ("train_micro_batch_size", 0, ("train_micro_batch_size=0", "1")),
-        ("dropout", 1.5, ("dropout=1.5",)),
+        ("dp_size", 3, ("dp_size=3", "2", MEND)),
+        ("tp_size", 3, ("tp_size=3", MEND)),
+        ("pp_size", 5, ("pp_size=5", MEND)),
+        ("train_micro_batch_size", 0, ("train_micro_batch_size=0", "1", MEND)),
+        ("dropout", 1.5, ("dropout=1.5", MEND)),
     ],
 )
 def test_sizes_that_do_not_fit(tiny_moss, name, value, patterns):
@@ -81,7 +82,7 @@ def test_sizes_that_do_not_fit(tiny_moss, name, value, patterns):
 
 
 def test_zero3_with_a_pipeline(tiny_moss):
-    refused("stage 3", "pp_size=2", "(?i)use", args=(tiny_moss, setting("pp_size", 2)))
+    refused("stage 3", "pp_size=2", MEND, args=(tiny_moss, setting("pp_size", 2)))
 
 
 def test_a_misspelled_field(tiny_moss):

@@ -1,7 +1,6 @@
 """One name, collie, out of five distributions: what can be imported, and what is said where it cannot."""
 
 import importlib
-import itertools
 import os
 import shutil
 import subprocess
@@ -44,10 +43,13 @@ def test_every_leaf_can_be_imported_first(leaf):
     def child():
         for name in [name for name in sys.modules if name == "collie" or name.startswith("collie.")]:
             del sys.modules[name]
-        return sorted(importlib.import_module(leaf).__all__)
+        try:
+            return len(importlib.import_module(leaf).__all__)
+        except ImportError as error:
+            return str(error)  # what is raised here is of a class that the parent does not know
 
     (exported,) = run_ranks(1, child, timeout=60)
-    assert exported
+    assert isinstance(exported, int) and exported > 0, exported
 
 
 @pytest.mark.parametrize("leaf", ["collie", *LIGHT])
@@ -85,9 +87,8 @@ def test_a_missing_part_says_what_installs_it(unpacked, bare_python, statement, 
     assert run.stderr.splitlines()[-1].endswith(command), run.stderr
 
 
-@pytest.mark.parametrize(
-    ("foreign", "overwrites"), itertools.product(["collie", "collie-bench", "collie-lm"], [False, True])
-)
+@pytest.mark.parametrize("overwrites", [False, True])
+@pytest.mark.parametrize("foreign", ["collie", "collie-bench", "collie-lm"])
 def test_a_foreign_collie_is_named(unpacked, bare_python, tmp_path, foreign, overwrites):
     """Another project's `collie` in the same site-packages: the first import of ours says how to remove it."""
     site = tmp_path / "site"

@@ -194,35 +194,40 @@ def test_a_folder_that_cannot_be_made_costs_the_events_and_nothing_else(tmp_path
 
 
 def test_a_full_disk_costs_the_events_it_refused(tmp_path, monkeypatch):
-    """The half line that a full disk leaves is closed before the next event."""
+    """Each half line that a full disk leaves is closed before the next event, and every lost event is counted."""
     real, full = os.write, threading.Event()
     full.set()
+    pieces = iter([20, 0, 20, 0])  # bytes that go in before the disk is full, twice
 
     def write(descriptor, data):
         if not full.is_set():
             return real(descriptor, data)
-        if os.fstat(descriptor).st_size:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, data[:20])
+        if size := next(pieces):
+            return real(descriptor, data[:size])
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "write", write)
     writer = EventWriter(tmp_path, 0)
     writer.write(Log("info", "lost"))
     until(lambda: writer.dropped == 1)
+    writer.write(Log("info", "lost, and the alert about the first with it"))
+    until(lambda: writer.dropped == 3)
     full.clear()
     writer.write(Log("info", "kept"))
     writer.close()
     reader = EventReader(writer.path)
-    assert [getattr(r.event, "message", "") for r in reader.read()][:1] == ["kept"]
-    assert reader.bad_lines == 1
+    kept, alert = (record.event for record in reader.read())
+    assert kept == Log("info", "kept") and alert.message.startswith("2 events were dropped")
+    assert reader.bad_lines == 2
 
 
 def test_an_event_that_cannot_be_written_is_counted(tmp_path):
     with EventWriter(tmp_path, 0) as writer:
         writer.write(Log("info", object()))
         writer.write(Log("info", "fine"))
+    reader = EventReader(writer.path)
+    assert [type(record.event) for record in reader.read()] == [Log, Alert]
     assert writer.dropped == 1
-    assert [line["kind"] for line in lines(writer.path)] == ["log", "alert"]
 
 
 def test_half_a_line_of_a_killed_writer_is_closed(tmp_path):
@@ -265,6 +270,42 @@ def test_a_script_that_does_not_close_keeps_its_last_events(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 3
     assert [line["message"] for line in lines(tmp_path / "rank-00000.a0.jsonl")] == [str(i) for i in range(100)]
+
+
+def test_closing_while_the_thread_looks_away_ends_it(tmp_path):
+    """close() between the thread's look at whether it is closed and its taking of the queue must not be missed."""
+
+    class Raced(EventWriter):
+        raced = False
+
+        def _take(self):
+            if not self.raced:
+                self.raced = True
+                self._closing.set()
+                self._filled.set()
+            return super()._take()
+
+    writer = Raced(tmp_path, 0)
+    writer.write(Log("info", "x"))
+    writer._thread.join(10)
+    assert not writer._thread.is_alive() and len(lines(writer.path)) == 1
+
+
+def test_a_signal_handler_may_write_while_its_thread_is_writing(tmp_path):
+    """An object that writes while it is being encoded stands for the handler: same thread, inside the lock."""
+    writer = EventWriter(tmp_path, 0)
+
+    class Interrupting:
+        def item(self):
+            writer.write(Log("info", "from the handler"))
+            return 1.0
+
+    thread = threading.Thread(target=lambda: writer.write(Metric("loss", Interrupting())), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    writer.close()
+    assert [(line["seq"], line["kind"]) for line in lines(writer.path)] == [(0, "metric"), (1, "log")]
 
 
 def test_the_null_writer_has_the_same_methods(tmp_path):

@@ -16,6 +16,14 @@ from collie.testing import golden, toy_llama_config
 CASES = ["moss_moon", "codegen", "llama2", "llama3"]
 
 
+@pytest.fixture(autouse=True)
+def end_process_group():
+    """Loading a model makes this process a world of one; tests that fork ranks need it to be none."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def load(case, use_flash):
     folder = golden(case)
     config = CollieConfig.from_pretrained(str(folder))
@@ -82,7 +90,9 @@ LLAMA3 = {
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LINEAR)),
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LLAMA3)),
         lambda: CodeGenForCausalLM(
-            CodeGenConfig(vocab_size=97, n_positions=64, n_ctx=64, n_embd=48, n_layer=2, n_head=4, n_inner=40, rotary_dim=6)
+            CodeGenConfig(
+                vocab_size=97, n_positions=64, n_ctx=64, n_embd=48, n_layer=2, n_head=4, n_inner=40, rotary_dim=6
+            )
         ),
     ],
     ids=["llama", "tied, one kv head", "biases, wide heads", "linear rope", "llama3 rope", "codegen"],

@@ -13,6 +13,14 @@ FAMILIES = {"llama": toy_llama_config, "moss": toy_moss_config}
 IDS = torch.tensor([[5, 9, 13, 40, 41, 7, 22, 81], [1, 2, 3, 4, 5, 6, 7, 8]])
 
 
+@pytest.fixture(autouse=True)
+def end_process_group():
+    """Loading a model makes this process a world of one; tests that fork ranks need it to be none."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def make(family, **fields):
     model = CollieModelForCausalLM.from_config(CollieConfig(model_config=FAMILIES[family](), **fields))
     return model.train()

@@ -44,12 +44,17 @@ def calls(case, stage, checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("case", ["llama3", "moss_moon"])
 def test_forward_and_gradients_equal_one_process(ranks, case, checkpointing):
-    logits, loss, grads = calls(case, 0, checkpointing)
+    [(logits, loss, grads)] = ranks(1, calls, case, 0, checkpointing)
     split = ranks(2, calls, case, 3, checkpointing)
     assert_close(torch.cat([part[0] for part in split]), logits, atol=1e-5, rtol=0)
     assert_close(split[0][1] + split[1][1], loss, atol=1e-5, rtol=0)
     for name, grad in grads.items():
         assert_close(split[0][2][name] + split[1][2][name], grad, atol=1e-5, rtol=1e-4)
+
+
+def generate_alone(case):
+    model = load(case, 0)
+    return model.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)[:, 8:].tolist()
 
 
 def generations(case, use_cache):
@@ -67,8 +72,7 @@ def generations(case, use_cache):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generation_ends_apart_and_does_not_hang(ranks, use_cache):
-    alone = load("moss_moon", 0)
-    expected = alone.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)[:, 8:].tolist()
+    [expected] = ranks(1, generate_alone, "moss_moon")
     lengths = []
     for (free, ended, stop), row in zip(ranks(2, generations, "moss_moon", use_cache), expected, strict=True):
         assert free == row
@@ -116,9 +120,13 @@ def initialise(stage):
 
 
 def test_initialisation_is_the_same_in_every_layout(ranks):
-    alone = initialise(0)
+    [alone] = ranks(1, initialise, 0)
     for logits in ranks(2, initialise, 3):
         assert_close(logits, alone, atol=1e-6, rtol=0)
+
+
+def save_toy(folder):
+    CollieModelForCausalLM.from_config(CollieConfig(model_config=toy_llama_config())).save_pretrained(folder)
 
 
 def read_wrong(folder):
@@ -130,11 +138,21 @@ def read_wrong(folder):
 
 
 def test_a_wrong_checkpoint_is_refused_on_every_rank(ranks, tmp_path):
-    CollieModelForCausalLM.from_config(CollieConfig(model_config=toy_llama_config())).save_pretrained(tmp_path)
+    ranks(1, save_toy, tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"intermediate_size": 64}))
     messages = ranks(2, read_wrong, tmp_path)
     assert messages[0] == messages[1] and "has shape (48, 32)" in messages[0]
+
+
+def save_changed(folder):
+    model = load("llama3", 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    model.save_pretrained(folder)
+    with torch.no_grad():
+        return model(IDS).logits
 
 
 def replace(folder):
@@ -145,11 +163,6 @@ def replace(folder):
 
 
 def test_weights_are_replaced_under_zero3(ranks, tmp_path):
-    other = load("llama3", 0)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.mul_(0.9)
-        expected = other(IDS).logits
-    other.save_pretrained(tmp_path / "other")
+    [expected] = ranks(1, save_changed, tmp_path / "other")
     for logits in ranks(2, replace, tmp_path / "other"):
         assert_close(logits, expected, atol=1e-5, rtol=0)

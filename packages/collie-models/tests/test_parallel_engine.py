@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError
 from collie.parallel import deepspeed_config, engine_for, full_parameters, materialise, setup_distribution
 from collie.testing import run_ranks
-from torch import nn
 
 pytest.importorskip("deepspeed")
 
@@ -34,15 +35,13 @@ def _spread(config):
     weights = dict(_net().named_parameters())
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
-    materialise(
-        model, config, topology, torch.float32, lambda name, shape, a, b: weights[name].detach().flatten()[a:b]
-    )
+    materialise(model, config, topology, torch.float32, lambda name, shape, a, b: weights[name].detach().flatten()[a:b])
     return model, topology
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_three_steps_equal_a_bare_loop(stage):
-    """SGD on two ranks, gradients far above norm 1, with a forward pass between the steps: DeepSpeed clips by default."""
+    """SGD on two ranks, gradients far above norm 1 (DeepSpeed clips by default), a forward pass between the steps."""
     x, y = _data()
     model = _net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+
 from collie.config import CollieConfig
 from collie.interfaces import ParallelSizeError
 from collie.parallel import Topology, active_topology, env, setup_distribution

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+
 from collie.config import CollieConfig
 from collie.parallel import full_parameters, is_partitioned, materialise, refill, setup_distribution
 from collie.testing import run_ranks
-from torch import nn
 
 pytest.importorskip("deepspeed")
 DTYPE = torch.float32
@@ -55,7 +56,7 @@ def _build(stage, fill):
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 0), (1, 3), (2, 3), (3, 3)])
 def test_materialised_model_equals_its_source(ranks, stage):
-    """The forward pass and the gathered weights are those of the source, bit for bit, also where 7·5 does not divide."""
+    """Forward pass and gathered weights are the source's, bit for bit, also where 7·5 does not divide."""
     ids = torch.arange(7).view(1, 7)
     expected = reference()(ids)
 
@@ -77,7 +78,7 @@ def test_materialised_model_equals_its_source(ranks, stage):
 
 
 def test_a_rank_asks_for_its_slice_only():
-    """Under ZeRO-3 on 3 ranks the slices of all ranks make each tensor exactly once; the tied weight is asked for once."""
+    """Under ZeRO-3 the slices of 3 ranks make each tensor exactly once; the tied weight is asked for once."""
 
     def run():
         fill = FromReference()

@@ -44,7 +44,7 @@ def test_dots_of_a_pattern_are_dots():
 
 def test_moss_blocks_become_all_q_all_k_all_v():
     """4 blocks of [q | v | k], two rows each: rows are numbered in the checkpoint's order."""
-    name, entry = MOSS.to_checkpoint("layers.0.attention.qkv.weight")
+    _, entry = MOSS.to_checkpoint("layers.0.attention.qkv.weight")
     rows = entry.rows(None, 24)
     checkpoint = torch.tensor([f for block in range(4) for f in (100 + block, 300 + block, 200 + block) for _ in "ab"])
     ours = torch.cat([checkpoint[a:b] for a, b in rows])

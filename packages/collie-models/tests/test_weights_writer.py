@@ -19,6 +19,14 @@ from collie.testing import golden, toy_llama_config, toy_moss_config
 IDS = torch.arange(2, 14).view(2, 6)
 
 
+@pytest.fixture(autouse=True)
+def end_process_group():
+    """Loading a model makes this process a world of one; tests that fork ranks need it to be none."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def from_toy(model_config, **fields):
     return CollieModelForCausalLM.from_config(CollieConfig(model_config=model_config, **fields))
 
@@ -88,9 +96,7 @@ def test_one_shard_at_a_time_is_held(tmp_path, monkeypatch):
     model = from_toy(toy_llama_config(num_hidden_layers=6))
     written = []
     save = writer.save_file
-    monkeypatch.setattr(
-        writer, "save_file", lambda shard, *a, **k: written.append(len(seen)) or save(shard, *a, **k)
-    )
+    monkeypatch.setattr(writer, "save_file", lambda shard, *a, **k: written.append(len(seen)) or save(shard, *a, **k))
     seen = []
 
     def stream():

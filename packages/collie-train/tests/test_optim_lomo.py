@@ -1,22 +1,23 @@
-"""LOMO is SGD: the same weights as torch's, in one process, over dp ranks and ZeRO-3, with one gradient alive at a time."""
+"""LOMO is SGD: torch's weights in one process, over dp ranks and ZeRO-3, with one gradient alive at a time."""
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError
 from collie.optim.lomo import Lomo
 from collie.parallel import full_parameters, materialise, setup_distribution
 from collie.testing import run_ranks
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 STEPS = 3
 LR = 0.05
 
 
 class Net(nn.Module):
-    """Embedding tied to the head, layers that are recomputed in the backward pass, dropout, an odd number of elements."""
+    """An embedding tied to the head, layers that may be recomputed in the backward pass, dropout, odd sizes."""
 
     def __init__(self, dropout=0.0, recompute=False):
         super().__init__()

@@ -5,15 +5,15 @@ import signal
 
 import pytest
 import torch
+from toy_training import make_config, make_model, rows, sgd, snapshot
+
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
 from collie.events import Bye, EventReader, Hello, RunFolder, Step
 from collie.models import CollieModelForCausalLM
 from collie.optim import Lomo
-from collie.parallel import full_parameters
 from collie.testing import run_ranks
 from collie.utils.monitor import LossMonitor
-from toy_training import make_config, make_model, rows, sgd
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ def test_callbacks_hear_everything_in_order():
 
 
 def _events(folder):
-    return [[record for record in EventReader(path).read()] for path in folder.event_files()]
+    return [EventReader(path).read() for path in folder.event_files()]
 
 
 def test_every_rank_writes_its_events(runs):
@@ -227,7 +227,7 @@ def test_a_run_without_a_folder_trains(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 3)])
 def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
-    """What one layout saves, another reads; and training goes on from loaded weights, not from the optimizer's copies."""
+    """What one layout saves, another reads; training goes on from loaded weights, not the optimizer's copies."""
 
     def save():
         config = make_config(stage, micro=4)
@@ -235,12 +235,12 @@ def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
         trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
-        saved = dict(full_parameters(model, trainer.topology))
+        saved = snapshot(model, trainer)
         trainer.train()
         trainer.load_model(str(tmp_path / "saved"))
-        loaded = dict(full_parameters(model, trainer.topology))
+        loaded = snapshot(model, trainer)
         trainer.train()
-        again = dict(full_parameters(model, trainer.topology))
+        again = snapshot(model, trainer)
         if trainer.topology.rank:
             return True
         same = all(torch.equal(saved[name], loaded[name]) for name in saved)

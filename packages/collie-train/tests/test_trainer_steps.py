@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
+from toy_training import LR, ROWS, make_config, make_model, rows, sgd, snapshot
+
 from collie.controller.trainer import Trainer
 from collie.data import ColliePadder
 from collie.interfaces import ConfigError, DataError
 from collie.models import CollieModelForCausalLM
 from collie.optim import Lomo
-from collie.parallel import full_parameters
 from collie.testing import run_ranks
-from torch.nn import functional as F
-from toy_training import LR, ROWS, make_config, make_model, rows, sgd
 
 
 def bare_loop(optimizer_of, order):
@@ -53,7 +53,7 @@ def train(optimizer_name, stage, micro, accumulate):
 
     trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows(), callbacks=Record())
     trainer.train()
-    return dict(full_parameters(model, trainer.topology)), losses, trainer.global_batch_idx
+    return snapshot(model, trainer), losses, trainer.global_batch_idx
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lomo"])
@@ -124,9 +124,9 @@ def test_clipped_lomo_measures_the_gradient_that_it_applies(stage):
         config = make_config(stage, micro=5, dropout=0.3, checkpointing=True)
         model = make_model(config)
         trainer = Trainer(model, config, optimizer=Lomo(model, lr=1.0, clip_grad_norm=0.25), train_dataset=rows()[:10])
-        before = dict(full_parameters(model, trainer.topology))
+        before = snapshot(model, trainer)
         trainer.train()
-        after = dict(full_parameters(model, trainer.topology))
+        after = snapshot(model, trainer)
         if trainer.topology.rank:
             return None
         return torch.stack([(after[n] - before[n]).norm() for n in before]).norm().item()
@@ -171,7 +171,7 @@ def test_a_loss_that_names_something_unknown_is_refused():
 
 @pytest.mark.parametrize("how", ["tensor", "float"])
 def test_train_fn_is_called_once_a_micro_batch(how):
-    """A tensor is backpropagated by the Trainer; with a float the function has stepped the engine itself. Same weights."""
+    """The Trainer backpropagates a tensor; with a float the function has stepped the engine. Same weights."""
 
     def run(way):
         config = make_config(micro=2, accumulate=2)
@@ -187,9 +187,7 @@ def test_train_fn_is_called_once_a_micro_batch(how):
             trainer.engine.step()
             return loss.item()
 
-        trainer = Trainer(
-            model, config, train_fn=train_fn, optimizer=sgd(model.parameters()), train_dataset=rows()[:8]
-        )
+        trainer = Trainer(model, config, train_fn=train_fn, optimizer=sgd(model.parameters()), train_dataset=rows()[:8])
         trainer.train()
         return steps, model.head.weight.detach()
 

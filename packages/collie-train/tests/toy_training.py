@@ -1,12 +1,14 @@
 """A toy model, ten rows and a config that the Trainer's tests share."""
 
 import torch
+
 from collie.config import CollieConfig
 from collie.models import CollieModelForCausalLM
+from collie.parallel import full_parameters
 from collie.testing import toy_llama_config
 
 ROWS = 10
-LR = 0.5
+LR = 0.05
 
 
 def rows():
@@ -36,3 +38,9 @@ def make_model(config, dtype=torch.float32):
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=LR)
+
+
+def snapshot(model, trainer):
+    """The whole weights on rank 0 (None elsewhere), copied: what is trained later does not change them."""
+    gathered = full_parameters(model, trainer.topology)
+    return {name: tensor.clone() if tensor is not None else None for name, tensor in gathered}

@@ -1,11 +1,12 @@
-"""Jobs for tests: real processes, with a stand-in for torchrun, all of them ended after the test."""
+"""Jobs for tests: real processes, with a stand-in for torchrun, all of them ended after the test; and run folders."""
 
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from collie import jobs
-from collie.events import RunFolder
+from collie.events import VERSION, Bye, Event, Hello, Record, RunFolder, Step, encode
 
 _HERE = Path(__file__).parent
 LAUNCHER = [sys.executable, str(_HERE / "fake_torchrun.py")]
@@ -55,27 +56,104 @@ def until() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def launch() -> Iterator[Callable[..., RunFolder]]:
-    """launch(*arguments, nproc=2): a supervised job of worker.py; whatever is left of it afterwards is killed."""
-    started: list[RunFolder] = []
+def launch(runs: Path) -> Iterator[Callable[..., RunFolder]]:
+    """launch(*arguments, nproc=2): a supervised job of worker.py; whatever is left of any run afterwards is killed."""
 
     def start(*arguments: str, nproc: int = 2, name: str = "job", **options: Any) -> RunFolder:
-        run = jobs.start(WORKER, arguments, nproc=nproc, name=name, launcher=LAUNCHER, **options)
-        started.append(run)
-        return run
+        return jobs.start(WORKER, arguments, nproc=nproc, name=name, launcher=LAUNCHER, **options)
 
     yield start
-    for run in started:
-        _kill_all(run)
+    _kill_all(runs)
 
 
-def _kill_all(run: RunFolder) -> None:
-    """End the supervisor first, then every process that has this run in its environment."""
-    supervisor = (run.read_job() or {}).get("supervisor") or {}
-    if supervisor and jobs.status(run).live:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(supervisor["pid"], signal.SIGKILL)
+def _kill_all(root: Path) -> None:
+    """End every process that has a run under `root` in its environment, supervisors first."""
+    for run in root.glob("*"):
+        supervisor = (RunFolder(run).read_job() or {}).get("supervisor") or {}
+        if supervisor and supervisor["pid"] != os.getpid() and jobs.status(RunFolder(run)).live:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(supervisor["pid"], signal.SIGKILL)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("COLLIE_RUN_DIR") == str(run.path):
+            if process.environ().get("COLLIE_RUN_DIR", "").startswith(f"{root}/") and process.pid != os.getpid():
                 process.kill()
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """A Python that says it has torch, and whose torch.distributed.run is the stand-in."""
+    program = tmp_path / "python"
+    program.write_text(
+        f'#!/bin/sh\ncase "$2" in -c) exit 0;; esac\n'
+        f'[ "$2 $3" = "-m torch.distributed.run" ] || exit 9\nshift 3\nexec {" ".join(LAUNCHER)} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def hello(rank: int = 0, world: int = 1, *, tp: int = 1, pid: int = 1, start: float | None = None) -> Hello:
+    """A greeting from this host."""
+    sizes = {"dp_size": world // tp, "tp_size": tp, "pp_size": 1}
+    return Hello(socket.gethostname(), pid, start, world, rank // tp, rank % tp, 0, **sizes, device="cpu", versions={})
+
+
+def write_events(
+    run: RunFolder, rank: int, events: Iterable[tuple[Event, int | None, float]], attempt: int = 0
+) -> Path:
+    """Append (event, step, seconds since the epoch) to a rank's file, as its writer would."""
+    path = run.events / f"rank-{rank:05d}.a{attempt}.jsonl"
+    first = path.read_text().count("\n") if path.exists() else 0
+    with path.open("a") as file:
+        for seq, (event, step, t) in enumerate(events, first):
+            file.write(encode(Record(VERSION, seq, t, rank, attempt, step, event)) + "\n")
+    return path
+
+
+@pytest.fixture
+def make_run(runs: Path) -> Callable[..., RunFolder]:
+    """make_run(name, outcome="finished", ranks=2, steps=10, …): the folder of a run that is over or seems to go on."""
+
+    def make(
+        name: str,
+        outcome: str = "finished",
+        *,
+        ranks: int = 2,
+        steps: int = 10,
+        total: int = 10,
+        extra: Mapping[int, Sequence[tuple[Event, int | None, float]]] | None = None,
+        failure: dict[str, Any] | None = None,
+        message: str = "",
+        managed: bool = True,
+        heartbeat: float | None = None,
+    ) -> RunFolder:
+        now = time.time()
+        run = RunFolder.create(runs, name=name)
+        live = outcome in ("starting", "running", "stopping")
+        me = psutil.Process()
+        identity = jobs._process.Identity.of().as_dict()
+        job = {"argv": [], "script": "train.py", "nproc": ranks, "created": now - 100, "managed": managed}
+        run.write_job({**job, "supervisor": identity if managed else None})
+        if managed:
+            beat = now + 1000 if heartbeat is None else heartbeat
+            run.write_state({"state": "running" if outcome == "lost" else outcome, "t": now - 90, "heartbeat": beat})
+        if managed and not live and outcome != "lost":
+            code = 0 if outcome == "finished" else 1
+            end = {"outcome": outcome, "exit_code": code, "message": message, "t": now, "first_failure": failure}
+            run.write_exit(end)
+        for rank in range(ranks):
+            lines = [(hello(rank, ranks, pid=me.pid, start=me.create_time()), None, now - 90)]
+            lines += [
+                (Step(4.0 / done, 1e-3, 100, 0.5, total=total, grad_norm=0.5, memory=2**30), done - 1, now - 90 + done)
+                for done in range(1, steps + 1)
+            ]
+            lines += (extra or {}).get(rank, ())
+            if outcome in ("finished", "stopped"):
+                lines.append((Bye(outcome), steps - 1, now - 80))
+            write_events(run, rank, lines)
+            folder = run.logs / f"{run.id}_x" / "attempt_0" / str(rank)
+            folder.mkdir(parents=True)
+            (folder / "stdout.log").write_text(f"hello from rank {rank}\nsecond line of rank {rank}\n")
+            (folder / "stderr.log").write_text(f"warning from rank {rank}\n")
+        return run
+
+    return make

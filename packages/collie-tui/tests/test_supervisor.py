@@ -41,7 +41,7 @@ def _stepping(run: RunFolder) -> bool:
     return run.read_state()["state"] == "running" and len(ranks) == 2 and all(rank.step for rank in ranks)
 
 
-def test_a_job_runs_to_its_end(launch):
+def test_a_job_runs_to_its_end(launch, until):
     """State, exit file, rank logs and summary of a run that finishes, in a folder that only its user can read."""
     run = launch("--steps", "4")
     status = jobs.wait(run, 20)
@@ -57,7 +57,7 @@ def test_a_job_runs_to_its_end(launch):
     assert summary.throughput == pytest.approx(2 * 100 / 0.02)
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
     assert stat.S_IMODE((run.path / "job.json").stat().st_mode) == 0o600
-    assert not _processes(run)
+    until(lambda: not _processes(run))
 
 
 def test_secrets_stay_out_of_the_job_file(launch):
@@ -96,7 +96,8 @@ def test_a_stop_ends_every_rank_after_one_step(launch, until):
     assert (status.state, status.exit_code) == (State.STOPPED, 0)
     assert {rank.outcome for rank in jobs.Peeker().ranks(run)} == {"stopped"}
     assert status.message == f"stopped after step {jobs.summary(run).step}, as asked"
-    assert status.failure is None and not run.pending() and not _processes(run)
+    assert status.failure is None and not run.pending()
+    until(lambda: not _processes(run))
 
 
 def test_a_rank_that_reads_no_requests_gets_term(launch, until):
@@ -107,7 +108,7 @@ def test_a_rank_that_reads_no_requests_gets_term(launch, until):
     status = jobs.wait(run, 20)
     assert (status.state, status.exit_code) == (State.STOPPED, 1)
     assert status.message.startswith("ended with TERM after step ")
-    assert not _processes(run)
+    until(lambda: not _processes(run))
 
 
 def test_a_rank_that_ignores_term_is_killed(launch, until):
@@ -118,7 +119,7 @@ def test_a_rank_that_ignores_term_is_killed(launch, until):
     assert until(lambda: jobs.status(run).state is State.STOPPING)
     status = jobs.wait(run, 20)
     assert status.state is State.STOPPED and status.message.startswith("killed after step ")
-    assert not _processes(run)
+    until(lambda: not _processes(run))
 
 
 def test_a_second_order_hurries_a_stop(launch, until):
@@ -183,14 +184,14 @@ def test_orphans_are_ended_when_torchrun_is_killed(launch, until):
     status = jobs.wait(run, 20)
     assert (status.state, status.exit_code) == (State.FAILED, -signal.SIGKILL)
     assert status.message == "torchrun: ended by SIGKILL"
-    assert not _processes(run)
+    until(lambda: not _processes(run))
 
 
-def test_processes_left_behind_are_ended(launch):
+def test_processes_left_behind_are_ended(launch, until):
     """A rank that finishes but leaves a process in another session does not leave it for good."""
     run = launch("--steps", "2", "--leave-child")
     assert jobs.wait(run, 20).state is State.FINISHED
-    assert not _processes(run)
+    until(lambda: not _processes(run))
 
 
 def test_a_killed_supervisor_is_lost_and_training_goes_on(launch, until, monkeypatch):

@@ -48,19 +48,20 @@ def _run() -> RunFolder:
 
 def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: EventWriter) -> int:
     flag = run.path / "stop-after"
-    for step in range(1, options.steps + 1):
+    for step in range(options.steps):  # the index of a step, as the Trainer counts
         time.sleep(options.seconds)
         events.write(
-            Step(3.0 / step, 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30), step=step
+            Step(3.0 / (step + 1), 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30),
+            step=step,
         )
-        if rank == options.rank and step == options.fail_at:
+        if rank == options.rank and step + 1 == options.fail_at:
             try:
                 raise ValueError("the loss is nan at lr=0.1; use a smaller lr")
             except ValueError as error:
                 events.write(Bye("failed", f"ValueError: {error}"), step=step)
                 events.close()
                 raise
-        if rank == options.rank and step == options.kill_at:
+        if rank == options.rank and step + 1 == options.kill_at:
             events.close()
             os.kill(os.getpid(), signal.SIGKILL)
         if rank == 0 and not options.deaf and any(request.kind == "stop" for request in run.pending()):
@@ -71,10 +72,12 @@ def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: Event
             events.write(Bye("stopped"), step=step)
             return 0
     if rank == 0:
-        events.write(Eval("ppl", {"ppl": 1.05}, 0.1, 32), step=options.steps)
-        events.write(Sample("Collie is a python package for", " finetuning large language models."), step=options.steps)
+        events.write(Eval("ppl", {"ppl": 1.05}, 0.1, 32), step=options.steps - 1)
+        events.write(
+            Sample("Collie is a python package for", " finetuning large language models."), step=options.steps - 1
+        )
         print("decoded: finetuning large language models.", flush=True)
-    events.write(Bye("finished"), step=options.steps)
+    events.write(Bye("finished"), step=options.steps - 1)
     return 0
 
 

@@ -1,6 +1,7 @@
-"""CoLLiE fine-tunes large language models. Its packages come from five distributions: docs of each say what it brings.
+"""CoLLiE fine-tunes large language models.
 
-The names of all of them can be imported from here; each is loaded when it is asked for.
+Its packages come from five distributions. The names of all of them can be imported from here: each is loaded when it is
+asked for, and one whose distribution is not installed says what installs it.
 """
 
 import os

@@ -59,9 +59,9 @@ class EventWriter:
         self.dropped = 0
         self._capacity = max(1, capacity)
         self._queues: tuple[deque[tuple[int, str]], ...] = (deque(), deque(), deque())  # (seq, line) by priority
-        self._seq = 0
+        self._seq = itertools.count()
         self._told = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may write while its thread is writing
         self._filled = threading.Event()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,8 +114,8 @@ class EventWriter:
         if self._closing.is_set():
             self.dropped += 1
             return
-        line = self._encode(event, step)  # now, so that a later change of a dict in it changes nothing here
-        seq, self._seq = self._seq, self._seq + 1
+        seq = next(self._seq)
+        line = self._encode(seq, event, step)  # now, so that a later change of a dict in it changes nothing here
         priority = _PRIORITY.get(event.kind, _RARE)
         if sum(map(len, self._queues)) >= self._capacity:
             self.dropped += 1
@@ -125,8 +125,8 @@ class EventWriter:
             self._queues[victim].popleft()
         self._queues[priority].append((seq, line))
 
-    def _encode(self, event: Event, step: int | None) -> str:
-        return encode(Record(VERSION, self._seq, time.time(), self.rank, self.attempt, step, event))
+    def _encode(self, seq: int, event: Event, step: int | None) -> str:
+        return encode(Record(VERSION, seq, time.time(), self.rank, self.attempt, step, event))
 
     def _take(self) -> list[str]:
         """Empty the queue into a list, in order; add an alert where events were dropped since the last."""
@@ -134,12 +134,12 @@ class EventWriter:
             batch = [line for _, line in sorted(itertools.chain(*self._queues))]
             for queue in self._queues:
                 queue.clear()
-            self._filled.clear()
+            if not self._closing.is_set():  # closed since the thread looked: let it come again, for the last time
+                self._filled.clear()
             if lost := self.dropped - self._told:
                 self._told = self.dropped
                 message = f"{lost} events were dropped: they came faster than {self.path.parent} took them."
-                batch.append(self._encode(Alert("warning", "events_dropped", message), None))
-                self._seq += 1
+                batch.append(self._encode(next(self._seq), Alert("warning", "events_dropped", message), None))
             return batch
 
     def _run(self) -> None:
@@ -170,8 +170,9 @@ class EventWriter:
             while view:
                 view = view[os.write(file, view) :]
         except OSError as error:
-            self._lose(len(batch) - data[: len(data) - len(view)].count(b"\n"), error)
-            return len(view) < len(data) or torn
+            written = len(data) - len(view)
+            self._lose(len(batch) - data[torn:written].count(b"\n"), error)
+            return written > 0 or torn
         return False
 
     def _fail(self, error: OSError) -> None:

@@ -1,5 +1,7 @@
 """The precision that a model's weights are held in."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,12 +36,18 @@ def parse_dtype(value: Any) -> torch.dtype:
     return _DTYPES[name]
 
 
-def choose_dtype(asked: Any, config: CollieConfig) -> torch.dtype:
-    """Return the first that is given: the argument, ds_config's bf16 or fp16, the checkpoint's own, float32."""
+def choose_dtype(asked: Any, config: CollieConfig, folder: Path | None = None) -> torch.dtype:
+    """Return the first that is given: the argument, ds_config's bf16 or fp16, the checkpoint's own, float32.
+
+    The checkpoint's own is what the config says that was read from it, or its config.json where another was given.
+    """
     if asked is not None and asked != "auto":
         return parse_dtype(asked)
     for section, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         if (config.deepspeed.get(section) or {}).get("enabled") is True:
             return dtype
     own = config.model_config.dtype  # read from "dtype" and "torch_dtype" alike
+    if own is None and folder is not None and (folder / "config.json").is_file():
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        own = content.get("dtype") or content.get("torch_dtype")
     return parse_dtype(own) if own is not None else torch.float32

@@ -25,6 +25,7 @@ from collie.parallel import active_topology, full_parameters, materialise, refil
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_LOSS = GPTLMLoss()
 
 
 class CollieModelForCausalLM(nn.Module, Generates):
@@ -56,7 +57,6 @@ class CollieModelForCausalLM(nn.Module, Generates):
         self.config = config.model_config
         self.source: Path | None = None  # the folder that save_pretrained copies other files from
         self.generation_config = GenerationConfig.from_model_config(self.config)
-        self._loss = GPTLMLoss()
 
     # --- making one ---------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         refuse_unsupported(config)
         topology = setup_distribution(config)
         model = build(family, config)
-        chosen = choose_dtype(dtype, config)
+        chosen = choose_dtype(dtype, config, folder)
         materialise(model, config, topology, chosen, read_from(folder, model, chosen))
         model.source = folder
         if (folder / "generation_config.json").is_file():
@@ -167,19 +167,20 @@ class CollieModelForCausalLM(nn.Module, Generates):
         limit = byte_size(max_shard_size)
         topology = active_topology()
         parameters = full_parameters(self, topology)
-        failure: str | None = None
+        failure: Exception | None = None
         if topology.rank == 0:
-            content = config_json(self.config, self.source, self.dtype, self.architecture)
             try:
+                content = config_json(self.config, self.source, self.dtype, self.architecture)
                 write_folder(Path(path), parameters, self.names, self.config, Description(content, self.source), limit)
-            except CheckpointError as error:
-                failure = str(error)
-        else:
-            for _ in parameters:
-                pass
-        outcome = [failure]
+            except Exception as error:  # whatever it is, the other ranks must hear of it
+                failure = error
+        for _ in parameters:  # gathering them is collective
+            pass
+        outcome = [str(failure) if failure is not None else None]
         if topology.world_size > 1:
             dist.broadcast_object_list(outcome, src=0, device=topology.device)
+        if failure is not None:
+            raise failure
         if outcome[0] is not None:
             raise CheckpointError(outcome[0])
 
@@ -227,15 +228,28 @@ class CollieModelForCausalLM(nn.Module, Generates):
         x_BSE = F.dropout(x_BSE, self.collie_config.dropout, self.training)
         cache = self._cache(past_key_values, use_cache)
         past = self._cached_length(cache)
-        new = x_BSE.shape[1]
-        mask = Mask.build(attention_mask, new, past, x_BSE.device)
-        if position_ids is None:
-            rope = self.rope.span(past, past + new, x_BSE.device)
-        else:
-            rope = self.rope.at(position_ids.to(x_BSE.device))
+        rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE)
         hidden_BSE = self.norm(self._run_layers(x_BSE, rope, mask, cache))
         loss, logits_BSV = self._predict(hidden_BSE, labels, return_logits, num_items_in_batch, logits_to_keep)
         return CausalLMOutput(loss=loss, logits=logits_BSV, past_key_values=cache)
+
+    def arrange(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past: int,
+        x_BSE: Tensor,
+    ) -> tuple[Rotation, Mask]:
+        """Return what all layers of one forward share: how positions turn, and which keys a query sees.
+
+        A family whose positions or visibility follow from the tokens overrides this. `past`: number of cached tokens.
+        """
+        new, device = x_BSE.shape[1], x_BSE.device
+        mask = Mask.build(attention_mask, new, past, device)
+        if position_ids is None:
+            return self.rope.span(past, past + new, device), mask
+        return self.rope.at(position_ids.to(device)), mask
 
     def _run_layers(self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None) -> Tensor:
         # a cache is extended by each call of a layer, so a layer that will be called again must not have one
@@ -261,7 +275,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         labels = labels.to(hidden_BSE.device)
         logits_BSV = self.head(hidden_BSE) if return_logits else None
         count: int | Tensor = count_targets(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        total = self.head(hidden_BSE, labels) if logits_BSV is None else self._loss.sum(logits_BSV, labels)[0]
+        total = self.head(hidden_BSE, labels) if logits_BSV is None else _LOSS.sum(logits_BSV, labels)[0]
         return total / count, logits_BSV
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:

@@ -43,7 +43,8 @@ def attention(
 def _fused(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
     visible = mask.visible_B1QT
     group = q_BNQH.shape[1] // k_BKTH.shape[1]
-    if visible is not None and group > 1:  # kernels that take a mask take no groups
+    grouped = visible is None and q_BNQH.dtype.itemsize == 2  # kernels that take a mask or float32 take no groups
+    if group > 1 and not grouped:
         k_BKTH, v_BKTH = (x.repeat_interleave(group, 1) for x in (k_BKTH, v_BKTH))
         group = 1
     return F.scaled_dot_product_attention(

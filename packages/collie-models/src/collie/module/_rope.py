@@ -70,6 +70,7 @@ class Rope:
         exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
         self.frequencies = _scaled(1.0 / (base**exponent), scaling or {})
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[torch.device, Tensor] = {}  # of the frequencies
 
     @classmethod
     def from_config(cls, config: Any, dim: int, *, interleaved: bool = False) -> "Rope":
@@ -102,11 +103,15 @@ class Rope:
 
     def _angles(self, positions: Tensor) -> Tensor:
         """Return positions × frequencies, float32, for both dimensions of each pair: […, R]."""
-        angles = positions.unsqueeze(-1).float() * self.frequencies.to(positions.device)
+        frequencies = self._copies.get(positions.device)
+        if frequencies is None:
+            with torch.inference_mode(False):
+                frequencies = self._copies[positions.device] = self.frequencies.to(positions.device)
+        angles = positions.unsqueeze(-1).float() * frequencies
         return angles.repeat_interleave(2, -1) if self.interleaved else torch.cat((angles, angles), -1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tables": {}}  # they are made again where they are used
+        return self.__dict__ | {"_tables": {}, "_copies": {}}  # they are made again where they are used
 
 
 def rope_settings(config: Any) -> tuple[float, dict[str, Any]]:

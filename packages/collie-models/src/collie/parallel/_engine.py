@@ -1,6 +1,7 @@
 """One DeepSpeed engine a model: forward-only under ZeRO-3 at first, a training engine once an optimizer comes."""
 
 import logging
+import os
 import warnings
 from types import ModuleType
 from typing import Any
@@ -23,9 +24,13 @@ def deepspeed_module() -> ModuleType:
     Raises:
         MissingExtraError: DeepSpeed is not installed.
     """
+    if active_topology().device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
     deepspeed = require("deepspeed", "collie-models[deepspeed]", "training with DeepSpeed")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # 42 s of gcc at the first start on a CPU
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+    # what DeepSpeed would find by running compilers: its shared-memory collectives cost 42 s of gcc at the first start
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # torch 2.13 renames both; DeepSpeed calls these
         warnings.filterwarnings("ignore", category=FutureWarning, message=f".*{name}.*")
     if not deepspeed.comm.is_initialized():
@@ -33,12 +38,17 @@ def deepspeed_module() -> ModuleType:
     return deepspeed
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop DeepSpeed's warning about optimizers that it did not test: `_refuse_unsound` has looked at them."""
+    return "untested optimizer" not in record.getMessage()
+
+
 def _backend() -> str:
     return "nccl" if active_topology().device.type == "cuda" else "gloo"
 
 
 class Engine:
-    """A model with DeepSpeed around it. `engine(**batch)`, `engine.backward(loss)`, `engine.step()`, `engine.module`."""
+    """A model with DeepSpeed around it: call it, `backward(loss)`, `step()`; `module` is the model."""
 
     def __init__(
         self,
@@ -160,8 +170,12 @@ def _refuse_unsound(optimizer: torch.optim.Optimizer, stage: int) -> None:
     """ZeRO gives an optimizer flat shards: an update that looks at a whole tensor's statistics is wrong there."""
     name = type(optimizer).__name__
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError(f"optimizer={name} needs a closure over the loss, which the Trainer does not give. Use AdamW.")
-    whole_tensor = (torch.optim.Adafactor, torch.optim.Muon) if hasattr(torch.optim, "Muon") else (torch.optim.Adafactor,)
+        raise ConfigError(
+            f"optimizer={name} needs a closure over the loss, which the Trainer does not give. Use AdamW."
+        )
+    whole_tensor = (
+        (torch.optim.Adafactor, torch.optim.Muon) if hasattr(torch.optim, "Muon") else (torch.optim.Adafactor,)
+    )
     if stage > 0 and isinstance(optimizer, whole_tensor):
         raise ConfigError(
             f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "

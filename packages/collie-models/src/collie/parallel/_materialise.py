@@ -1,6 +1,6 @@
 """From a model on `meta` to weights on this rank's device: whole, or under ZeRO-3 only this rank's slices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from collie.config import CollieConfig
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
-from collie.parallel._shard import is_partitioned, shard_of
+from collie.parallel._shard import as_zero3, is_partitioned, shard_of
 from collie.parallel._topology import Topology
 
 
@@ -55,7 +55,8 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
 def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (name, whole tensor on the CPU) on rank 0 and (name, None) elsewhere, one parameter at a time.
 
-    Collective: every rank must walk it to the end. Rank 0 never holds more than one whole parameter.
+    Collective: every rank must walk it to the end. Rank 0 never holds more than one whole parameter, and where it
+    holds the parameter anyway the tensor shares its memory.
     """
     for name, parameter in model.named_parameters():
         whole = _gather(parameter, topology) if is_partitioned(parameter) else parameter.data
@@ -80,7 +81,7 @@ def _make(parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> 
     return nn.Parameter(storage, requires_grad=parameter.requires_grad)
 
 
-def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -> Callable[[nn.Parameter], None]:
     """Return a function that splits one parameter over the dp ranks as ZeRO-3 does, without exchanging values."""
     deepspeed = deepspeed_module()
     init = deepspeed.zero.Init(
@@ -92,7 +93,7 @@ def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype): 
 
     def partition(parameter: nn.Parameter) -> None:
         init._convert_to_deepspeed_param(parameter)
-        parameter.partition()  # type: ignore[operator]
+        as_zero3(parameter).partition()
 
     return partition
 
@@ -103,20 +104,22 @@ def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -
     if not is_partitioned(parameter):
         target.copy_(fill(name, parameter.shape, 0, parameter.numel()).view(parameter.shape))
         return
-    length, total = target.numel(), parameter.ds_numel
+    whole = as_zero3(parameter)
+    length, total = target.numel(), whole.ds_numel
     start = min(topology.dp_rank * length, total)
     stop = min(start + length, total)
     target.zero_()
     if stop > start:
-        target[: stop - start].copy_(fill(name, parameter.ds_shape, start, stop))
+        target[: stop - start].copy_(fill(name, whole.ds_shape, start, stop))
 
 
 def _gather(parameter: nn.Parameter, topology: Topology) -> Tensor | None:
     """Gather a parameter's slices on the first rank of its dp group; None on the others."""
-    part: Tensor = parameter.ds_tensor.data
+    whole = as_zero3(parameter)
+    part = whole.ds_tensor.data
     if topology.dp_group is None:
-        return part[: parameter.ds_numel].view(parameter.ds_shape)
+        return part[: whole.ds_numel].view(whole.ds_shape)
     first = topology.dp_rank == 0
     parts = [torch.empty_like(part) for _ in range(topology.dp_size)] if first else None
     dist.gather(part, parts, group=topology.dp_group, group_dst=0)
-    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape) if parts is not None else None
+    return torch.cat(parts)[: whole.ds_numel].view(whole.ds_shape) if parts is not None else None

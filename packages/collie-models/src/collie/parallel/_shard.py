@@ -5,12 +5,29 @@ An optimizer that owns its backward pass (LOMO) sees parameters only through thi
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from collie.parallel._topology import Topology
+
+
+class Zero3Parameter(Protocol):
+    """What DeepSpeed adds to a parameter that ZeRO-3 has split."""
+
+    ds_tensor: Tensor  # this rank's slice, flat, padded to equal lengths
+    ds_numel: int  # elements of the whole, without padding
+    ds_shape: torch.Size
+
+    def partition(self) -> None:
+        """Keep this rank's slice and let go of the whole."""
+
+
+def as_zero3(parameter: nn.Parameter) -> Zero3Parameter:
+    """The same object, with the attributes that ZeRO-3 gave it."""
+    return cast(Zero3Parameter, parameter)
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -29,7 +46,7 @@ class Shard:
     @property
     def data(self) -> Tensor:
         """What this rank owns: the parameter itself, or its flat slice, padded at the end to equal lengths."""
-        return self.parameter.ds_tensor.data if self.partitioned else self.parameter.data
+        return as_zero3(self.parameter).ds_tensor.data if self.partitioned else self.parameter.data
 
     def reduce(self, grad: Tensor) -> Tensor:
         """Average a full gradient over the dp ranks and return the part that belongs to `data`."""

@@ -16,7 +16,9 @@ from collie.jobs._summary import Summary, display_name, summary
 def ls(root: Path | None = None) -> list[Summary]:
     """All runs, newest first."""
     peeker = Peeker()
-    return [summary(run, peeker) for run in list_runs(root)]
+    runs = [summary(run, peeker) for run in list_runs(root)]
+    # An id tells the second only; sorting is stable where the time is not known.
+    return sorted(runs, key=lambda run: run.created or 0.0, reverse=True)
 
 
 def find(name: str, root: Path | None = None) -> RunFolder:

@@ -45,8 +45,8 @@ def _judge(ranks: Sequence[RankView], exit_code: int, ladder: Ladder) -> State:
     if order is not None:
         failed_before = any(rank.outcome == "failed" and (rank.t or order.t) < order.t for rank in ranks)
         return State.FAILED if failed_before else State.STOPPED
-    # Somebody sent TERM to torchrun itself: every rank ended in good order, and torchrun exits with 1 all the same. Where
-    # a rank died without a goodbye, the others may say "stopped" too, since torchrun then sends them TERM.
+    # Somebody sent TERM to torchrun itself: every rank ended in good order, and torchrun exits with 1 all the same.
+    # Where a rank died without a goodbye, the others may say "stopped" too, since torchrun then sends them TERM.
     return State.STOPPED if "stopped" in goodbyes and not goodbyes & {"failed", None} else State.FAILED
 
 

@@ -74,7 +74,7 @@ def _add(state: RankState, line: bytes) -> None:
 
 
 def last_step(run: RunFolder) -> int | None:
-    """The last step that rank 0, or the first rank there is, has finished."""
+    """Number of steps that rank 0, or the first rank there is, has finished."""
     for rank in Peeker().ranks(run):
         if rank.step is not None:
             return rank.step

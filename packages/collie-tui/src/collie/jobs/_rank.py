@@ -9,6 +9,11 @@ _WINDOW = 16  # steps over which speed is measured
 _SAMPLES = 64
 
 
+def finished(step: int | None) -> int | None:
+    """Number of finished steps, which is what people count, from an event's step: the index of the last, from 0."""
+    return None if step is None else step + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One evaluation's results.
@@ -16,7 +21,7 @@ class Evaluation:
     Attributes:
         name: the evaluator's name.
         results: metric name → value.
-        step: global step after which it ran, None outside training.
+        step: number of steps finished before it, None outside training.
         t: seconds since the epoch at its end.
         seconds: how long it took.
         rows: rows evaluated.
@@ -43,7 +48,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Warned:
-    """An alert that a rank raised. t: seconds since the epoch."""
+    """An alert that a rank raised. step: number of finished steps; t: seconds since the epoch."""
 
     level: str
     code: str
@@ -58,7 +63,7 @@ class RankView:
     """One rank at one moment; None where the rank has not said it.
 
     Attributes:
-        step: last finished global step.
+        step: number of finished global steps.
         total: steps that the run will make.
         seconds: wall time of that step.
         tgs: input tokens a GPU a second, over the last steps.
@@ -112,24 +117,24 @@ class RankState:
         """Take the next record."""
         self._view = None
         self.t = record.t
-        event = record.event
+        event, step = record.event, finished(record.step)
         match event:
             case Step():
-                self.steps.append((record.step, record.t, event))
+                self.steps.append((step, record.t, event))
             case Hello():
                 self.hello, self.bye = event, None
             case Eval():
                 results = tuple(event.results.items())
                 self.evaluations.pop(event.name, None)  # the newest stands last
                 self.evaluations[event.name] = Evaluation(
-                    event.name, results, record.step, record.t, event.seconds, event.rows
+                    event.name, results, step, record.t, event.seconds, event.rows
                 )
             case Sample():
-                self._add_sample(Decoded(event.prompt, event.output, event.target, record.step, record.rank))
+                self._add_sample(Decoded(event.prompt, event.output, event.target, step, record.rank))
             case Checkpoint():
-                self.checkpoint = (record.t, record.step)
+                self.checkpoint = (record.t, step)
             case Alert():
-                self.alerts.append(Warned(event.level, event.code, event.message, record.rank, record.step, record.t))
+                self.alerts.append(Warned(event.level, event.code, event.message, record.rank, step, record.t))
             case Bye():
                 self.bye, self.bye_t = event, record.t
             case _:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from collie.events import Eval, EventReader, Record, RunFolder, Step
 from collie.jobs._peek import rank_and_attempt
-from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned
+from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned, finished
 from collie.jobs._series import Curve, Series
 from collie.jobs._summary import Summary, summarise
 
@@ -19,11 +19,11 @@ class RunView:
     Attributes:
         summary: the line about it.
         ranks: by rank, each of its newest attempt.
-        loss: loss over steps, as the first rank that knows it tells it.
+        loss: loss over the number of finished steps, as the first rank that knows it tells it.
         evaluations: the last one of each evaluator, oldest first.
         samples: texts of the last evaluation.
-        evaluated_at: the latest steps after which an evaluation ended.
-        checkpoint: time and step of the last checkpoint.
+        evaluated_at: how many steps were finished when each of the latest evaluations ended.
+        checkpoint: time of the last checkpoint and the number of steps finished before it.
         alerts: the latest of all ranks, oldest first.
         behind: whether more events are waiting to be read.
         lost_events: events that were dropped by a writer or lost, and lines that could not be read.
@@ -75,14 +75,14 @@ class RunReader:
         if state is None:
             state = self._states[key] = RankState(*key)
         state.add(record)
-        event = record.event
-        if isinstance(event, Step) and record.step is not None and event.loss is not None:
+        event, step = record.event, finished(record.step)
+        if isinstance(event, Step) and step is not None and event.loss is not None:
             if self._loss_from is None or key[1] > self._loss_from[1]:
                 self._loss_from = key
             if key == self._loss_from:
-                self._loss.add(record.step, event.loss)
-        elif isinstance(event, Eval) and record.step is not None:
-            self._evaluated_at[record.step] = None
+                self._loss.add(step, event.loss)
+        elif isinstance(event, Eval) and step is not None:
+            self._evaluated_at[step] = None
             while len(self._evaluated_at) > 256:
                 del self._evaluated_at[next(iter(self._evaluated_at))]
 

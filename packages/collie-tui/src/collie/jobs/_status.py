@@ -24,7 +24,7 @@ class Failure:
         rank: the rank it went wrong in, None when it was torchrun itself.
         message: one sentence, the exception where there was one.
         exit_code: status of the process, minus the number of the signal that killed it, None if not known.
-        step: last step that the rank had finished.
+        step: number of steps that the rank had finished.
         tail: last lines of the rank's stderr.
     """
 

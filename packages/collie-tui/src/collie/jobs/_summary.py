@@ -23,7 +23,7 @@ class Summary:
         name: the part of it that a person chose.
         nproc: ranks on this node that were asked for, or else that spoke.
         created: seconds since the epoch.
-        step: last step that every living rank has finished.
+        step: number of steps that every rank has finished.
         total: steps the run will make.
         loss: of the last step.
         throughput: input tokens a second over all ranks.

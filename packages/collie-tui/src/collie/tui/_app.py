@@ -184,8 +184,10 @@ def main(root: Path) -> int:
     live = [run for run in dashboard.snapshot.runs if run.status.live]
     if live:
         print("1 job goes on:" if len(live) == 1 else f"{len(live)} jobs go on:")
+        names = [run.name for run in live]
         for run in live:
-            print(f"  {run.name}  {run.state_word}, step {progress(run)}   stop it: collie-tui stop {run.id}")
+            called = run.name if names.count(run.name) == 1 else run.id
+            print(f"  {run.name}  {run.state_word}, step {progress(run)}   stop it: collie-tui stop {called}")
         print("come back: collie-tui")
     sys.stdout.flush()
     return dashboard.return_code or 0

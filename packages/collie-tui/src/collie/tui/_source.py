@@ -99,7 +99,7 @@ class Source:
         runs = [
             view.summary if view is not None and name == chosen else self._summary(run) for name, run in folders.items()
         ]
-        runs.sort(key=lambda run: run.status.live, reverse=True)  # stable: newest first in each half
+        runs.sort(key=lambda run: (run.status.live, run.created or 0.0), reverse=True)
         log = self._read_log(folders[chosen], view, query) if view is not None and chosen is not None else None
         return Snapshot(tuple(runs), view, log)
 

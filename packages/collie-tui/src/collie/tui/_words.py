@@ -113,7 +113,7 @@ def _rank_line(view: RunView) -> list[Piece]:
     else:
         line += [(f"{world}", ""), (" rank" if world == 1 else " ranks", "dim")]
     last = slowest(ranks)
-    if last is not None and last[1] >= 0.02:
+    if last is not None and last[1] >= 0.05:
         line += [("  slowest ", "dim"), (f"r{last[0].rank} +{last[1]:.0%}", "warn" if last[1] > 0.2 else "")]
     heaviest = max((rank for rank in ranks if rank.memory), key=lambda rank: rank.memory or 0, default=None)
     if heaviest is not None:
@@ -145,13 +145,13 @@ def cost_of_stopping(view: RunView, now: float) -> str:
     summary = view.summary
     if summary.step is None:
         return "No step has been made yet: nothing would be lost but the time to start again."
-    steps, since = summary.step, summary.created
-    where = "and this run has no checkpoint"
-    if view.checkpoint is not None:
-        since, saved = view.checkpoint
-        steps = max(0, summary.step - (saved or 0))
-        where = f"since the checkpoint at step {saved}" if saved is not None else "since the last checkpoint"
-    duration = format_duration(None if since is None else max(0.0, now - since))
     of = f" of {summary.total}" if summary.total else ""
-    work = f"{steps} step{'' if steps == 1 else 's'} ({duration} of work)"
-    return f"It is at step {summary.step}{of}: {work} {where}, unless the script saves when it is stopped."
+    steps, since = summary.step, summary.created
+    saved = "This run has no checkpoint"
+    if view.checkpoint is not None:
+        since, step = view.checkpoint
+        steps = max(0, summary.step - (step or 0))
+        saved = "The last checkpoint has no step" if step is None else f"The last checkpoint is of step {step}"
+    work = format_duration(None if since is None else max(0.0, now - since))
+    lost = f"{steps} step{' is' if steps == 1 else 's are'} lost ({work} of work)"
+    return f"It is at step {summary.step}{of}. {saved}: {lost}, unless the script saves when it is stopped."

@@ -16,7 +16,7 @@ _IGNORE = -100
 def summed_loss(model: nn.Module, batch: dict[str, Any], loss_fn: Callable[..., Any]) -> dict[str, Any]:
     """Run the model on `batch` (input_ids and labels, both [B, S]).
 
-    With GPTLMLoss a model that can sums its loss inside the head, and the full [B, S, V] logits never exist. Any other
+    A row's first token is no target, also where padding stands before it: nothing that predicts it is there. With GPTLMLoss a model that can sums its loss inside the head, and the full [B, S, V] logits never exist. Any other
     loss gets what its parameters name, from the batch and the model's outputs, and gives the mean over the batch's
     target tokens.
 
@@ -32,10 +32,12 @@ def summed_loss(model: nn.Module, batch: dict[str, Any], loss_fn: Callable[..., 
             f"The loss of a batch needs labels, and the batch has {', '.join(batch)}: "
             "give the evaluator rows with labels, or a CollieDatasetForTraining."
         )
+    ignore_index = getattr(loss_fn, "ignore_index", _IGNORE)
+    batch = {**batch, "labels": _predictable(batch["labels"], batch.get("attention_mask"), ignore_index)}
     if type(loss_fn) is not GPTLMLoss:  # a subclass may have a forward of its own
         return _own_loss(model, batch, loss_fn)
     if accepts(model, "return_logits"):
-        return _loss_in_head(model, batch, loss_fn.ignore_index)
+        return _loss_in_head(model, batch, ignore_index)
     loss_sum, tokens = loss_fn.sum(as_dict(model(**model_inputs(model, batch)))["logits"], batch["labels"])
     return {"loss_sum": loss_sum, "tokens": tokens}
 
@@ -55,6 +57,15 @@ def _own_loss(model: nn.Module, batch: dict[str, Any], loss_fn: Callable[..., An
     tokens = _targets(batch["labels"])
     mean = torch.as_tensor(loss, dtype=torch.float64)
     return {"loss_sum": mean * tokens if tokens else mean.new_zeros(()), "tokens": tokens}  # a mean over none is nan
+
+
+def _predictable(labels: Tensor, attention_mask: Tensor | None, ignore_index: int) -> Tensor:
+    """`labels` [B, S] without those that a padding position would predict, which left-padding makes of first tokens."""
+    if attention_mask is None:
+        return labels
+    after_padding = torch.zeros_like(labels, dtype=torch.bool)
+    after_padding[:, 1:] = attention_mask[:, :-1] == 0
+    return labels.masked_fill(after_padding, ignore_index)
 
 
 def _targets(labels: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from collie.interfaces import CheckpointError
 from collie.models.weights._names import Names, pick
 from collie.models.weights._reader import Reader
-from collie.parallel import Fill
+from collie.parallel import Fill, active_topology
 
 
 class Checkpoint:
@@ -75,6 +75,8 @@ class Checkpoint:
 
     def _warn_of_unused(self, names: Names, tied: Iterable[str]) -> None:
         known = {source for source, _ in self._sources.values()} | {names.to_checkpoint(ours)[0] for ours in tied}
+        if active_topology().rank != 0:
+            return  # one rank says it for all
         unused = sorted(name for name in self.reader.tensors if name not in known and not names.ignores(name))
         if unused:
             warnings.warn(

@@ -57,7 +57,7 @@ class PlainStep:
 
 
 class FusedStep:
-    """The optimizer updates inside the backward pass (LOMO): a second pass for norm clipping, kept gradients to accumulate."""
+    """The optimizer updates inside backward (LOMO): clipping needs a second pass, accumulation kept gradients."""
 
     def __init__(self, model: nn.Module, optimizer: FusedOptimizer, objective: Objective, topology: Topology) -> None:
         self.engine = model

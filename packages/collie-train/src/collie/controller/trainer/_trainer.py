@@ -12,7 +12,15 @@ from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
 from collie.controller.trainer._memory import memory_in_use
-from collie.controller.trainer._objective import Objective, RowMean, TokenMean, Totals, UserStep, count_targets, count_tokens
+from collie.controller.trainer._objective import (
+    Objective,
+    RowMean,
+    TokenMean,
+    Totals,
+    UserStep,
+    count_targets,
+    count_tokens,
+)
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step, StepResult
@@ -84,7 +92,9 @@ class Trainer:
         server: Any = None,
     ) -> None:
         if data_provider is not None or server is not None:
-            raise ConfigError("data_provider/server: prompts to the model in training are not available in this version.")
+            raise ConfigError(
+                "data_provider/server: prompts to the model in training are not available in this version."
+            )
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
@@ -153,7 +163,8 @@ class Trainer:
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
             self.callbacks.on_train_begin(self)
             stopped = False
-            for self.epoch_idx in range(epochs):
+            for epoch in range(epochs):
+                self.epoch_idx = epoch
                 self.callbacks.on_train_epoch_begin(self)
                 stopped = self._train_epoch(progress)
                 if stopped:
@@ -186,7 +197,8 @@ class Trainer:
     def _train_epoch(self, progress: TrainingProgress) -> bool:
         """Run the steps of one epoch; return whether a stop was asked for."""
         assert self.train_dataloader is not None
-        for self.batch_idx, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx)):
+        for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx)):
+            self.batch_idx = index
             self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
             with self.monitors as item:
                 result, requests, measured = self._run_step(micro_batches)

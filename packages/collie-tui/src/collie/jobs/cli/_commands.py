@@ -66,7 +66,8 @@ def stop_command(options: argparse.Namespace) -> int:
 
 
 def _say(status: Status) -> None:
-    print(f"{status.state}: {status.message}" if status.message else str(status.state), flush=True)
+    told = status.message.startswith(str(status.state)) or not status.message
+    print(status.message or str(status.state) if told else f"{status.state}: {status.message}", flush=True)
 
 
 def _report(options: argparse.Namespace, after: Summary, code: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from collie.events import Alert, Checkpoint, Eval, Record, RunFolder, Sample, Step
 from collie.jobs._format import format_bytes, format_count, format_duration, format_number
+from collie.jobs._rank import finished
 from collie.jobs._status import Status
 from collie.jobs._summary import Summary, display_name
 from collie.jobs.cli._json import to_json
@@ -66,7 +67,8 @@ class TextPrinter:
         """Step, loss, rate, speed, time to go."""
         event = record.event
         assert isinstance(event, Step)
-        parts = [f"step {record.step}/{event.total}" if event.total else f"step {record.step}"]
+        done = finished(record.step)
+        parts = [f"step {done}/{event.total}" if event.total else f"step {done}"]
         parts.append(f"loss {format_number(event.loss)}")
         if event.lr is not None:
             parts.append(f"lr {format_number(event.lr)}")
@@ -79,7 +81,7 @@ class TextPrinter:
     def event(self, record: Record) -> None:
         """One line, a decoded text between quotation marks."""
         event = record.event
-        at = "" if record.step is None else f" at step {record.step}"
+        at = "" if record.step is None else f" at step {finished(record.step)}"
         if isinstance(event, Eval):
             results = "  ".join(f"{name} {format_number(value)}" for name, value in event.results.items())
             self._say(f"{event.name}{at}: {results}  ({event.rows} rows, {format_duration(event.seconds)})", "36")
@@ -111,7 +113,8 @@ class TextPrinter:
                 print(f"  {line}", file=sys.stderr)
             sys.stderr.flush()
         style = {"finished": "1;32", "failed": "1;31"}.get(str(status.state), "1;33")
-        self._say(f"{name} {status.state}: {status.message}" if status.message else f"{name} {status.state}", style)
+        told = status.message if status.message.startswith(str(status.state)) else f"{status.state}: {status.message}"
+        self._say(f"{name} {told}" if status.message else f"{name} {status.state}", style)
 
 
 def _quoted(text: str) -> str:
@@ -120,7 +123,7 @@ def _quoted(text: str) -> str:
 
 
 class JsonPrinter:
-    """One JSON object a line; "kind" says what it is."""
+    """One JSON object a line; "kind" says what it is, and "step" is the number of finished steps."""
 
     def _say(self, kind: str, **values: Any) -> None:
         print(to_json({"kind": kind, **values}), flush=True)
@@ -139,11 +142,11 @@ class JsonPrinter:
 
     def step(self, record: Record, summary: Summary) -> None:
         """kind step."""
-        self._say("step", step=record.step, **_fields(record), tokens_per_second=summary.throughput)
+        self._say("step", step=finished(record.step), **_fields(record), tokens_per_second=summary.throughput)
 
     def event(self, record: Record) -> None:
         """kind eval, sample, checkpoint or alert."""
-        self._say(record.event.kind, step=record.step, rank=record.rank, **_fields(record))
+        self._say(record.event.kind, step=finished(record.step), rank=record.rank, **_fields(record))
 
     def left(self, run: RunFolder) -> None:
         """kind left."""

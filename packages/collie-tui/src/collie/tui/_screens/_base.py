@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, cast
 
 from textual.binding import Binding, BindingType
+from textual.css.query import NoMatches
 from textual.screen import Screen
 
 from collie.tui._source import Snapshot
@@ -49,7 +51,7 @@ class SnapshotScreen(Screen[None]):
 
     def refresh_snapshot(self) -> None:
         """Show the latest snapshot again: the clock has moved, or the screen has changed."""
-        if self.is_mounted:
+        with contextlib.suppress(NoMatches):  # a screen that is being built or taken down has not all its parts
             self.show(self.dashboard.snapshot, time.time())
 
     def action_view(self, view: View) -> None:

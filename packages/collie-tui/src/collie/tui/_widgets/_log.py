@@ -60,10 +60,10 @@ class LogPane(ScrollView, Roles, can_focus=True):
     def _retitle(self) -> None:
         view = self._view
         if view is None:
-            self.border_title, self.border_subtitle = "log", ""
+            self.border_title = "log"
             return
-        self.border_title = f"log · rank {view.rank} · {view.stream}"
-        self.border_subtitle = f"↓ {self._new} new (end)" if self._new else ""
+        new = f" · ↓ {self._new} new" if self._new else ""
+        self.border_title = f"log · rank {view.rank} · {view.stream}{new}"
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Whoever comes back to the end has seen what is new."""
