@@ -46,7 +46,7 @@ def refused(*patterns, args):
         message = str(result.exception)
         for pattern in patterns:
             assert re.search(pattern, message), f"{pattern!r} is not in: {message}"
-        assert message == message.strip() and message.endswith((".", ")")) and len(message) < 500, message
+        assert message == message.strip() and message.endswith((".", ")", "?")) and len(message) < 500, message
 
 
 def setting(name, value):

@@ -254,5 +254,5 @@ def test_bad_input_gets_a_sentence(bigram):
         Evaluator(bigram, eval_fn=_first_tokens).eval([(1, 2)])
     with pytest.raises(ConfigError, match="eval_fn must return a dict"):
         Evaluator(bigram, _numbered(1), eval_fn=lambda *_: 3).eval()
-    with pytest.raises(DataError, match="needs labels"):
-        Evaluator(bigram, [{"input_ids": [1, 2]}]).eval()
+    with pytest.raises(DataError, match="needs labels or input_ids"):
+        Evaluator(bigram, [{"text": "no ids"}]).eval()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from collie.controller.evaluator import EvaluatorForPerplexity
+from collie.data import ColliePadder
 from collie.interfaces import ConfigError, DataError
 from collie.module import GPTLMLoss
 from collie.testing import run_ranks, toy_llama_config
@@ -56,6 +57,25 @@ def test_the_ignored_label_is_that_of_the_loss(bigram, pairs):
     assert got == pytest.approx(_expected(bigram, pairs), rel=1e-6)
 
 
+def test_an_own_loss_has_its_own_ignored_label(bigram, pairs, config):
+    class Mine(GPTLMLoss):
+        """A subclass may compute anything."""
+
+    rows = [{**row, "labels": [0 if label == -100 else label for label in row["labels"]]} for row in pairs]
+    got = EvaluatorForPerplexity(model=bigram, dataset=rows, loss_fn=Mine(0), config=config).eval()["ppl"]
+    assert got == pytest.approx(_expected(bigram, pairs), rel=1e-6)
+    assert bigram.made_logits == 4  # its forward was used
+
+
+def test_padding_predicts_nothing(bigram, config):
+    """Rows of which every token is a label: padded on the left, the first would be predicted by padding."""
+    rows = [{"input_ids": ids, "labels": ids} for ids in ([5, 6, 7, 8], [9, 4])]
+    for left in (False, True):
+        collate_fn = ColliePadder(padding_left=left)
+        got = EvaluatorForPerplexity(bigram, rows, config=config, collate_fn=collate_fn).eval()["ppl"]
+        assert got == pytest.approx(_expected(bigram, rows), rel=1e-6)
+
+
 def test_an_own_loss_gets_what_its_parameters_name(bigram, pairs, config):
     """It returns a mean over the batch's target tokens; the batches of 2 are weighed by their targets."""
     named = []
@@ -71,7 +91,7 @@ def test_an_own_loss_gets_what_its_parameters_name(bigram, pairs, config):
 
 
 def test_a_loss_that_cannot_be_called_is_told_why(bigram, pairs):
-    with pytest.raises(ConfigError, match=r"neither batch nor model outputs have input, target.*logits"):
+    with pytest.raises(ConfigError, match=r"neither the batch nor the model's outputs have input, target.*logits"):
         EvaluatorForPerplexity(bigram, pairs, loss_fn=nn.CrossEntropyLoss()).eval()
     with pytest.raises(ConfigError, match="must return a scalar"):
         EvaluatorForPerplexity(bigram, pairs, loss_fn=lambda logits, labels: logits).eval()

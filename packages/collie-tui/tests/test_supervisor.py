@@ -68,6 +68,15 @@ def test_secrets_stay_out_of_the_job_file(launch):
     assert jobs.wait(run, 20).state is State.FINISHED
 
 
+def test_a_script_without_events_runs_too(launch, until):
+    """It is running as soon as its workers are, says that it writes none, and its exit status is its outcome."""
+    run = launch("--silent", "--seconds", "1.0")
+    until(lambda: jobs.status(run).state is State.RUNNING)
+    assert "no events yet" in jobs.status(run).message
+    assert jobs.wait(run, 20).state is State.FINISHED
+    assert jobs.summary(run).step is None
+
+
 def test_a_failure_names_its_first_rank(launch):
     """Rank 1 raises and torchrun then ends rank 0; the record tells of rank 1, its step and its exception."""
     run = launch("--steps", "500", "--fail-at", "3")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from collie.events import Bye, Eval, EventWriter, Hello, RunFolder, Sample, Step
 
@@ -23,7 +24,6 @@ def main() -> int:
     parser.add_argument("--leave-child", action="store_true", help="leaves a process behind")
     options = parser.parse_args()
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    run = RunFolder.__new__(RunFolder) if options.silent else _run()
     if options.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.leave_child:
@@ -33,17 +33,11 @@ def main() -> int:
         print("no events from here", flush=True)
         time.sleep(options.seconds)
         return 0
+    run = RunFolder(Path(os.environ["COLLIE_RUN_DIR"]))
     with EventWriter(run.events, rank) as events:
-        events.write(
-            Hello("here", os.getpid(), None, world, rank, 0, 0, world, 1, 1, "cpu", {"python": sys.version.split()[0]})
-        )
+        sizes = {"dp": rank, "tp": 0, "pp": 0, "dp_size": world, "tp_size": 1, "pp_size": 1}
+        events.write(Hello("here", os.getpid(), None, world, **sizes, device="cpu", versions={}))
         return _train(options, rank, run, events)
-
-
-def _run() -> RunFolder:
-    from pathlib import Path
-
-    return RunFolder(Path(os.environ["COLLIE_RUN_DIR"]))
 
 
 def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: EventWriter) -> int:

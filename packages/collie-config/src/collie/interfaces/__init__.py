@@ -10,7 +10,7 @@ from collie.interfaces._errors import (
     ParallelSizeError,
     UnknownFieldError,
 )
-from collie.interfaces._protocols import EventSink, FusedOptimizer, RunContext, SupportsEval
+from collie.interfaces._protocols import EventSink, RunContext, SupportsEval
 from collie.interfaces._require import nearest, require
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "DataError",
     "EventSink",
     "ForeignPackageError",
-    "FusedOptimizer",
     "MissingExtraError",
     "ParallelSizeError",
     "RunContext",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collie.events import Event
@@ -43,16 +43,3 @@ class SupportsEval(Protocol):
     def eval(self, dataloader: Iterable[Any] | None = None) -> dict[str, float]:
         """Evaluate and return results by metric name; equal on all ranks."""
         ...
-
-
-@runtime_checkable
-class FusedOptimizer(Protocol):
-    """An optimizer that owns the backward pass (LOMO), so that gradients need no memory of their own."""
-
-    fused: Literal[True]
-
-    def accumulate(self, loss: Any, *, last: bool) -> None:
-        """Run the backward pass of one micro-batch's loss (a scalar tensor); `last` marks the step's last one."""
-
-    def update(self, lr: float) -> float | None:
-        """Finish the step at learning rate `lr` and return the gradient norm if clipping computed it."""

@@ -97,7 +97,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
             CheckpointError: there is no checkpoint, or a tensor is missing or misshapen.
         """
         kwargs.pop("trust_remote_code", None)
-        dtype = dtype if dtype is not None else kwargs.pop("torch_dtype", None)
+        older_name = kwargs.pop("torch_dtype", None)
+        dtype = dtype if dtype is not None else older_name
         hub = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
         folder = local_folder(path_or_name, **hub)
         if config is None:

@@ -1,10 +1,12 @@
 """Scaled dot-product attention with grouped key/value heads, and the block around it."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from collie.interfaces import ConfigError
 from collie.module._mask import Mask
@@ -47,9 +49,17 @@ def _fused(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: 
     if group > 1 and not grouped:
         k_BKTH, v_BKTH = (x.repeat_interleave(group, 1) for x in (k_BKTH, v_BKTH))
         group = 1
-    return F.scaled_dot_product_attention(
-        q_BNQH, k_BKTH, v_BKTH, attn_mask=visible, dropout_p=dropout, is_causal=mask.causal, enable_gqa=group > 1
-    )
+    with _backends(q_BNQH):
+        return F.scaled_dot_product_attention(
+            q_BNQH, k_BKTH, v_BKTH, attn_mask=visible, dropout_p=dropout, is_causal=mask.causal, enable_gqa=group > 1
+        )
+
+
+def _backends(q_BNQH: Tensor) -> AbstractContextManager[None]:
+    """Leave cuDNN out of generation: it plans each new shape for some 60 ms, and each new token is one."""
+    if not q_BNQH.is_cuda or torch.is_grad_enabled():
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _plain(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:

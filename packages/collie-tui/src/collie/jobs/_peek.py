@@ -71,11 +71,3 @@ def _add(state: RankState, line: bytes) -> None:
         return
     if record is not None:
         state.add(record)
-
-
-def last_step(run: RunFolder) -> int | None:
-    """Number of steps that rank 0, or the first rank there is, has finished."""
-    for rank in Peeker().ranks(run):
-        if rank.step is not None:
-            return rank.step
-    return None

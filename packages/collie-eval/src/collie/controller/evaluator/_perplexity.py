@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EvaluatorForPerplexity(Evaluator):
-    """Measures the loss of the target tokens (labels that are not -100), each weighing the same.
+    """Measures the loss of the target tokens: labels that are not -100, with a token before them. All weigh the same.
 
     Args:
         loss_fn: None means GPTLMLoss(). With GPTLMLoss a CoLLiE model sums its loss inside the head, and the full

@@ -4,58 +4,47 @@ The loss of a step is a mean over the whole global batch, in every layout. Each 
 that mean, so shares are summed over micro-batches and dp ranks, never averaged.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from collie.data import MicroBatch
-from collie.interfaces import ConfigError, DataError
-from collie.module import GPTLMLoss
-
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What a step's global batch holds, over all micro-batches and dp ranks."""
-
-    targets: int
-    rows: int
+from collie.interfaces import ConfigError
+from collie.module import GPTLMLoss, as_dict, call_by_name, count_targets, model_inputs, targets, token_loss
 
 
 class Objective(Protocol):
-    """Something that turns a micro-batch into its share of the step's loss."""
+    """Something that turns a micro-batch, on the model's device, into its share of the step's loss."""
 
-    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, totals: Totals) -> Tensor | float:
-        """Return the share: a 0-d tensor to backpropagate, or a float where the user's function did that itself."""
+    def weigh(self, micro_batch: MicroBatch) -> int:
+        """Return how many of the things that the loss is a mean over this micro-batch has; 0 for a filler."""
+        ...
+
+    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, total: int) -> Tensor | float:
+        """Return the share: a 0-d tensor to backpropagate, or a float where the user's function did that itself.
+
+        Args:
+            forward: calls the model, through the engine where there is one.
+            micro_batch: this rank's rows, on the model's device.
+            total: the weight of the whole global batch.
+        """
         ...
 
 
 class TokenMean:
-    """The mean of the next-token loss over all target tokens of the global batch.
-
-    Models that take `return_logits` compute it inside their head, which never makes the full logits [B, S, V].
-    """
+    """The mean of the next-token loss over all target tokens of the global batch."""
 
     def __init__(self, model: nn.Module, loss: GPTLMLoss) -> None:
-        self._inputs = Inputs(model)
+        self._model = model
         self._loss = loss
-        self._in_head = "return_logits" in inspect.signature(model.forward).parameters
 
-    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, totals: Totals) -> Tensor:
-        inputs = self._inputs(micro_batch.batch)
-        labels = inputs.pop("labels")
-        if self._in_head:
-            labels = labels.masked_fill(labels == self._loss.ignore_index, IGNORED)
-            output = forward(**inputs, labels=labels, return_logits=False, num_items_in_batch=totals.targets)
-            share: Tensor = output.loss
-        else:
-            nll_sum, _ = self._loss.sum(forward(**inputs).logits, labels)
-            share = nll_sum / totals.targets
+    def weigh(self, micro_batch: MicroBatch) -> int:
+        ignored = self._loss.ignore_index
+        return int(count_targets(targets(micro_batch.batch, ignored), ignored)) if micro_batch.rows else 0
+
+    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, total: int) -> Tensor:
+        share = token_loss(self._model, micro_batch.batch, self._loss, total, forward)
         return share if micro_batch.rows else share * 0.0  # a filler keeps ranks in step and counts for nothing
 
 
@@ -69,15 +58,17 @@ class RowMean:
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor]) -> None:
-        self._inputs = Inputs(model)
+        self._model = model
         self._loss = loss
 
-    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, totals: Totals) -> Tensor:
-        inputs = self._inputs(micro_batch.batch)
-        labels = inputs.pop("labels", None)
-        output = forward(**inputs)
-        known = {**self._inputs.on_device(micro_batch.batch), **dict(output.items()), "labels": labels}
-        return call_by_name(self._loss, known, "loss_fn") * (micro_batch.rows / totals.rows)
+    def weigh(self, micro_batch: MicroBatch) -> int:
+        return micro_batch.rows
+
+    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, total: int) -> Tensor:
+        batch = micro_batch.batch
+        output = as_dict(forward(**model_inputs(self._model, batch)))
+        loss: Tensor = call_by_name(self._loss, {**batch, **output}, "loss_fn")
+        return loss * (micro_batch.rows / total)
 
 
 class UserStep:
@@ -87,77 +78,16 @@ class UserStep:
     backward and step itself.
     """
 
-    def __init__(self, model: nn.Module, function: Callable[[Any, dict[str, Any], int], Tensor | float], trainer: Any):
-        self._inputs = Inputs(model)
+    def __init__(self, function: Callable[[Any, dict[str, Any], int], Tensor | float], trainer: Any) -> None:
         self._function = function
         self._trainer = trainer
 
-    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, totals: Totals) -> Tensor | float:
-        batch = self._inputs.on_device(micro_batch.batch)
-        loss = self._function(self._trainer, batch, self._trainer.global_batch_idx + 1)
+    def weigh(self, micro_batch: MicroBatch) -> int:
+        return micro_batch.rows
+
+    def __call__(self, forward: Callable[..., Any], micro_batch: MicroBatch, total: int) -> Tensor | float:
+        loss = self._function(self._trainer, micro_batch.batch, self._trainer.global_batch_idx + 1)
         if not isinstance(loss, Tensor | float | int):
             raise ConfigError(f"train_fn returned {type(loss).__name__}; it must return a scalar tensor or a float.")
-        share = loss * (micro_batch.rows / totals.rows)
+        share = loss * (micro_batch.rows / total)
         return share if isinstance(share, Tensor) and share.requires_grad else float(share)
-
-
-class Inputs:
-    """The entries of a batch that a model's forward takes, on the model's device."""
-
-    def __init__(self, model: nn.Module) -> None:
-        parameters = inspect.signature(model.forward).parameters.values()
-        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = {p.name for p in parameters}
-        self._model = model
-
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the model's inputs with `labels` among them."""
-        tensors = {k: v for k, v in self.on_device({**batch, "labels": targets(batch)}).items() if torch.is_tensor(v)}
-        return {k: v for k, v in tensors.items() if k == "labels" or self._takes_all or k in self._names}
-
-    def on_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the batch with its tensors on the model's device."""
-        device = next(self._model.parameters()).device
-        return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-
-
-def targets(batch: Mapping[str, Any]) -> Tensor:
-    """Return the labels [B, S] of a batch; rows without labels learn all their tokens."""
-    if "labels" in batch:
-        return batch["labels"]
-    if "input_ids" not in batch:
-        raise DataError(f"a batch has {sorted(batch)}, but neither labels nor input_ids.")
-    ids: Tensor = batch["input_ids"]
-    mask = batch.get("attention_mask")
-    return ids if mask is None else ids.masked_fill(mask == 0, IGNORED)
-
-
-def count_targets(batch: Mapping[str, Any], ignored: int) -> int:
-    """Count the tokens that the shifted loss learns: labels from the second position on."""
-    return int((targets(batch)[:, 1:] != ignored).sum())
-
-
-def count_tokens(batch: Mapping[str, Any]) -> int:
-    """Count the input tokens of a batch that are not padding."""
-    mask = batch.get("attention_mask")
-    return int(mask.sum()) if mask is not None else batch["input_ids"].numel()
-
-
-def call_by_name(function: Callable[..., Any], known: Mapping[str, Any], what: str) -> Any:
-    """Call `function` with the entries of `known` that its parameters name.
-
-    Raises:
-        ConfigError: a parameter without default has no entry.
-    """
-    call = function.forward if isinstance(function, nn.Module) else function
-    parameters = inspect.signature(call).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return function(**known)
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)]
-    missing = [p.name for p in named if p.default is p.empty and known.get(p.name) is None]
-    if missing:
-        raise ConfigError(
-            f"{what} asks for {missing}, which neither the batch nor the model's output has. "
-            f"Name its parameters after these: {sorted(k for k, v in known.items() if v is not None)}."
-        )
-    return function(**{p.name: known[p.name] for p in named if p.name in known})

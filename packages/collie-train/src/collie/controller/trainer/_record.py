@@ -133,19 +133,19 @@ class StepCounter:
         return self.finished - 1
 
 
-def agree(topology: Topology, targets: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
-    """Sum a step's targets and rows over the dp ranks, and let every rank know what any of them was asked.
+def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
+    """Sum a step's weight and rows over the dp ranks, and let every rank know what any of them was asked.
 
     One all-reduce on the CPU, so that a GPU is not waited for. Ranks of one replica read the same rows: they are
     counted once.
     """
     if topology.world_size == 1:
-        return targets, rows, local
-    said = torch.tensor([targets, rows, local.stop, local.evaluate], dtype=torch.int64)
+        return weight, rows, local
+    said = torch.tensor([weight, rows, local.stop, local.evaluate], dtype=torch.int64)
     dist.all_reduce(said)
     copies = topology.tp_size * topology.pp_size
-    all_targets, all_rows, stop, evaluate = said.tolist()
-    return all_targets // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
+    all_weight, all_rows, stop, evaluate = said.tolist()
+    return all_weight // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
 
 
 def _agree_on_folder(topology: Topology) -> RunFolder | None:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from collie.controller.trainer._objective import Objective, Totals
+from collie.controller.trainer._objective import Objective
 from collie.data import MicroBatch
 from collie.optim import FusedOptimizer, rewind_random_numbers
 from collie.parallel import Engine, Topology
@@ -23,11 +23,12 @@ class StepResult:
 
 
 class Step(Protocol):
-    """One optimizer update."""
+    """One optimizer update from this rank's micro-batches; `total` is the objective's weight of the global batch."""
 
     engine: Any
+    objective: Objective
 
-    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult: ...
+    def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult: ...
 
 
 class PlainStep:
@@ -35,16 +36,16 @@ class PlainStep:
 
     def __init__(self, engine: Engine, objective: Objective, topology: Topology) -> None:
         self.engine = engine
-        self._objective = objective
+        self.objective = objective
         self._topology = topology
 
-    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult:
+    def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         shares = _Shares(self._topology)
         # DeepSpeed divides by the micro-batches and averages over dp; shares are to be summed over both
         undo_means = len(micro_batches) * self._topology.dp_size
         applied = True
         for micro_batch in micro_batches:
-            share = self._objective(self.engine, micro_batch, totals)
+            share = self.objective(self.engine, micro_batch, total)
             if isinstance(share, Tensor):
                 self.engine.backward(share * undo_means)
                 applied = self.engine.step()  # DeepSpeed counts these, and updates at the last one
@@ -62,16 +63,16 @@ class FusedStep:
     def __init__(self, model: nn.Module, optimizer: FusedOptimizer, objective: Objective, topology: Topology) -> None:
         self.engine = model
         self._optimizer = optimizer
-        self._objective = objective
+        self.objective = objective
         self._topology = topology
 
-    def __call__(self, micro_batches: list[MicroBatch], totals: Totals) -> StepResult:
+    def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         shares = _Shares(self._topology)
         lr: float = self._optimizer.param_groups[0]["lr"]
         norm = None
         for micro_batch in micro_batches:
             rewind = rewind_random_numbers(self._topology.device)
-            share = self._objective(self.engine, micro_batch, totals)
+            share = self.objective(self.engine, micro_batch, total)
             shares.add(share)
             if not isinstance(share, Tensor):
                 continue
@@ -82,7 +83,7 @@ class FusedStep:
                 norm = self._optimizer.grad_norm(self._averaged(share))
                 if self._optimizer.needs_second_forward:
                     rewind()  # the gradient applied must be the one that was measured: same dropout
-                    share = self._objective(self.engine, micro_batch, totals)
+                    share = self.objective(self.engine, micro_batch, total)
                     assert isinstance(share, Tensor)
             self._optimizer.fused_backward(self._averaged(share), lr)
         if self._optimizer.has_accumulated:

@@ -12,15 +12,7 @@ from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
 from collie.controller.trainer._memory import memory_in_use
-from collie.controller.trainer._objective import (
-    Objective,
-    RowMean,
-    TokenMean,
-    Totals,
-    UserStep,
-    count_targets,
-    count_tokens,
-)
+from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step, StepResult
@@ -29,7 +21,7 @@ from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
 from collie.events import Bye
 from collie.events import Step as StepEvent
 from collie.interfaces import ConfigError, DataError, SupportsEval
-from collie.module import GPTLMLoss
+from collie.module import GPTLMLoss, to_device
 from collie.optim import FusedOptimizer
 from collie.parallel import engine_for, set_seed, setup_distribution
 from collie.utils.monitor import BaseMonitor, MultiMonitors
@@ -95,6 +87,8 @@ class Trainer:
             raise ConfigError(
                 "data_provider/server: prompts to the model in training are not available in this version."
             )
+        if config.uses_peft:
+            raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
@@ -215,18 +209,18 @@ class Trainer:
         """Make one update; return its result, what was asked of the run, and what monitors are told."""
         assert self._step is not None
         began = time.perf_counter()
-        real = [m for m in micro_batches if m.rows]
-        ignored = getattr(self.loss_fn, "ignore_index", -100)
-        counted = sum(count_targets(m.batch, ignored) for m in real), sum(m.rows for m in real)
-        targets, rows, requests = agree(self.topology, *counted, self._recorder.local_requests())
-        if targets == 0:
+        weight = sum(self._step.objective.weigh(m) for m in micro_batches)
+        rows = sum(m.rows for m in micro_batches)
+        total, rows, requests = agree(self.topology, weight, rows, self._recorder.local_requests())
+        if total == 0:
             raise DataError(
-                f"the batch of step {self._steps.finished} has no target token on any rank: every label is {ignored}. "
+                f"the batch of step {self._steps.finished} has no target token on any rank: no label is learnt. "
                 f"Check the rows' labels, or max_length, which may cut every answer off."
             )
         self.model.train()
         lr = self.lr
-        result = self._step(micro_batches, Totals(targets=targets, rows=rows))
+        device = self.topology.device
+        result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
         if self.lr_scheduler is not None and result.applied:
             self.lr_scheduler.step()
         self._steps.finished += 1
@@ -235,7 +229,7 @@ class Trainer:
             "epoch": self.epoch_idx,
             "loss": result.loss.item(),
             "lr": lr,
-            "tokens": sum(count_tokens(m.batch) for m in real),
+            "tokens": sum(_count_tokens(m.batch) for m in micro_batches if m.rows),
             "batch_size": rows,
             "world_size": self.topology.world_size,
         }
@@ -259,7 +253,7 @@ class Trainer:
         """Choose, once, how a step is made."""
         objective: Objective
         if train_fn is not None:
-            objective = UserStep(self.model, train_fn, self)
+            objective = UserStep(train_fn, self)
         elif isinstance(self.loss_fn, GPTLMLoss):
             objective = TokenMean(self.model, self.loss_fn)
         else:
@@ -299,6 +293,13 @@ def _as_list(one_or_many: Any) -> list[Any]:
     if one_or_many is None:
         return []
     return list(one_or_many) if isinstance(one_or_many, list | tuple) else [one_or_many]
+
+
+def _count_tokens(batch: dict[str, Any]) -> int:
+    """Input tokens of a batch that are not padding."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return int(batch["input_ids"].numel()) if "input_ids" in batch else 0
 
 
 def _due(done: int, every: int) -> bool:

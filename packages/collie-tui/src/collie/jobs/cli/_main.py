@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return stop_command(options)
             case _:
                 return _dashboard(options.runs)
+    except KeyboardInterrupt:
+        return EXIT_CODES["left"]
     except CollieError as error:
         print(f"collie-tui: {error}", file=sys.stderr)
         return USAGE

@@ -27,7 +27,7 @@ _KEYS = (
 _STATES = (
     ("◐ starting", "info", "torchrun is starting the ranks"),
     ("● running", "ok", "it makes steps"),
-    ("◌ unmanaged", "ok", "it runs without a supervisor: a stop can only be asked for"),
+    ("◌ unmanaged", "ok", "no supervisor: a stop can only be asked for"),
     ("◑ stopping", "warn", "a stop was asked for and is under way"),
     ("■ stopped", "warn", "it was stopped, which is no failure"),
     ("✓ finished", "info", "it made all its steps"),

@@ -22,6 +22,7 @@ VIEWS: tuple[View, ...] = ("overview", "ranks", "log")
 
 _WIDE = 100  # columns from which the overview has room for ranks and log beside the curve
 _TALL = 19  # lines
+_TINY = 12  # lines below which the curve has the room of the evaluation
 
 
 class PanelTitle(Static, Roles):
@@ -82,6 +83,7 @@ class RunPanel(Vertical):
     def on_resize(self, event: events.Resize) -> None:
         """Choose between one pane and all of them."""
         self.set_class(event.size.width < _WIDE or event.size.height < _TALL, "-compact")
+        self.set_class(event.size.height < _TINY, "-tiny")
 
     def watch_view(self) -> None:
         """Show another view."""
