@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -208,8 +209,6 @@ def _hello(topology: Topology) -> Hello:
 
 
 def _process_start() -> float | None:
-    import psutil
-
     try:
         return psutil.Process().create_time()
     except psutil.Error:

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
-from collie.controller.trainer._memory import memory_in_use
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
@@ -24,7 +23,7 @@ from collie.interfaces import ConfigError, DataError, SupportsEval
 from collie.module import GPTLMLoss, to_device
 from collie.optim import FusedOptimizer
 from collie.parallel import engine_for, set_seed, setup_distribution
-from collie.utils.monitor import BaseMonitor, MultiMonitors
+from collie.utils.monitor import BaseMonitor, MultiMonitors, memory_in_use
 
 TrainFn = Callable[["Trainer", dict[str, Any], int], Tensor | float]
 
@@ -245,7 +244,7 @@ class Trainer:
             epoch=measured["epoch"],
             total=self.total_steps,
             grad_norm=result.grad_norm,
-            memory=memory_in_use(self.topology.device),
+            memory=memory_in_use(),
         )
         self._recorder.write(event, step=measured["global_step"])
 
