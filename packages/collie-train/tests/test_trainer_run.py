@@ -9,7 +9,7 @@ from toy_training import make_config, make_model, rows, sgd, snapshot
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
-from collie.events import Bye, EventReader, Hello, RunFolder, Step
+from collie.events import Bye, Checkpoint, EventReader, Hello, RunFolder, Step
 from collie.models import CollieModelForCausalLM
 from collie.optim import Lomo
 from collie.testing import run_ranks
@@ -235,6 +235,7 @@ def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
         trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
+        saved_after = trainer.global_batch_idx
         saved = snapshot(model, trainer)
         trainer.train()
         trainer.load_model(str(tmp_path / "saved"))
@@ -243,6 +244,12 @@ def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
         again = snapshot(model, trainer)
         if trainer.topology.rank:
             return True
+        trainer._recorder.events.close()
+        records = EventReader(RunFolder(trainer.run_folder).event_files()[0]).read()
+        (checkpoint,) = [record for record in records if isinstance(record.event, Checkpoint)]
+        size = sum(file.stat().st_size for file in (tmp_path / "saved").iterdir())
+        assert (checkpoint.event.path, checkpoint.event.bytes) == (str(tmp_path / "saved"), size)
+        assert checkpoint.step == saved_after
         same = all(torch.equal(saved[name], loaded[name]) for name in saved)
         moved = max((again[name] - saved[name]).abs().max().item() for name in saved)
         return same, moved

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from collie.controller.trainer._objective import Objective, RowMean, TokenMean, 
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step, StepResult
-from collie.controller.trainer._weights import load_model, save_model
+from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
-from collie.events import Bye
+from collie.events import Bye, Checkpoint
 from collie.events import Step as StepEvent
 from collie.interfaces import ConfigError, DataError, SupportsEval
 from collie.module import GPTLMLoss, to_device
@@ -179,7 +180,11 @@ class Trainer:
 
     def save_model(self, path: str, **arguments: Any) -> None:
         """Write the weights as a Hugging Face folder; collective, ends with a barrier on every rank."""
+        began = time.perf_counter()
         save_model(self.model, self.topology, path, self.tokenizer, **arguments)
+        if self.topology.rank == 0:
+            saved = Checkpoint(path=str(Path(path).resolve()), seconds=time.perf_counter() - began, bytes=size_of(path))
+            self._recorder.write(saved, step=self._steps())
         self.callbacks.on_save_model(self)
 
     def load_model(self, path: str) -> None:

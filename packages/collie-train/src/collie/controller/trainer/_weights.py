@@ -33,6 +33,11 @@ def load_model(model: nn.Module, topology: Topology, path: str | Path) -> None:
     topology.barrier()
 
 
+def size_of(path: str | Path) -> int:
+    """Return the bytes of a saved folder's files."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
 def _method(model: nn.Module, name: str) -> Any:
     method = getattr(model, name, None)
     if method is None:
