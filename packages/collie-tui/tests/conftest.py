@@ -91,6 +91,20 @@ def python(tmp_path: Path) -> Path:
     return program
 
 
+@pytest.fixture
+def slow_start(tmp_path: Path) -> dict[str, str]:
+    """Variables under which the process that forks a supervisor off never hears that it is ready; the job goes on."""
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'collie.jobs._main' in sys.orig_argv:\n"
+        "    read = os.read\n"
+        "    os.read = lambda file, count: read(file, count) if count > 1 else time.sleep(600)\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 def hello(rank: int = 0, world: int = 1, *, tp: int = 1, pid: int = 1, start: float | None = None) -> Hello:
     """A greeting from this host."""
     sizes = {"dp_size": world // tp, "tp_size": tp, "pp_size": 1}

@@ -1,15 +1,22 @@
 """The command, as a process: what it prints and the status it ends with."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from collie import jobs
+from collie.events import Eval
 from collie.jobs import State
+from collie.jobs.cli._printers import TextPrinter
+from collie.jobs.cli._run import Follower
 
 pytestmark = pytest.mark.timeout(60)
 COMMAND = [sys.executable, "-c", "import sys; from collie.jobs.cli import main; sys.exit(main())"]
@@ -114,6 +121,66 @@ def test_ctrl_c_leaves_the_job_running(launch, python, worker, until):
     assert jobs.wait(run, 20).state is State.STOPPED
 
 
+def test_ctrl_c_while_the_job_is_starting_ends_it(launch, python, worker, until, slow_start):
+    """And says so: no job is left behind in silence."""
+    command = [*COMMAND, "run", "--nproc", "1", "--python", str(python), "--name", "early", str(worker), *ENDLESS]
+    follower = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **slow_start}
+    )
+    until(lambda: jobs.ls() and jobs.ls()[0].step)
+    follower.send_signal(signal.SIGINT)
+    _, told = follower.communicate(timeout=20)
+    assert follower.returncode == 130
+    assert "interrupted while the job was starting: it was ended, nothing of it runs" in told
+    run = jobs.find("early")
+    assert jobs.status(run).state is State.STOPPED
+    pid = jobs.Peeker().ranks(run)[0].pid
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_stop_of_a_lost_run_tells_what_can_be_known(tui, make_run):
+    """Ranks that live are asked, and nobody confirms; where none lives nothing is written."""
+    job = {"pid": 1, "start_time": 1.0, "boot_id": "", "host": socket.gethostname()}
+    for name in ("alive", "dead"):
+        run = make_run(name, "lost", heartbeat=time.time() - 100)
+        run.write_job({**run.read_job(), "supervisor": job})
+    for path in jobs.find("dead").event_files():
+        path.write_text(path.read_text().replace('"process_start":', '"process_start":1.0,"was":'))
+    asked = tui("stop", "alive")
+    assert asked.returncode == 4 and "asked the ranks of" in asked.stdout and "Nobody can confirm it" in asked.stdout
+    assert [request.kind for request in jobs.find("alive").pending()] == ["stop"]
+    nobody = tui("stop", "dead")
+    assert nobody.returncode == 0 and "is lost: no process of it is left to ask." in nobody.stdout
+    assert not jobs.find("dead").pending()
+    assert "--now needs a supervisor" in tui("stop", "--now", "alive").stderr
+
+
+def test_a_double_dash_is_the_scripts(tui, python, tmp_path):
+    """As with python; before the script it ends our own options."""
+    script = tmp_path / "echo.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    ended = tui("run", "--nproc", 1, "--python", python, script, "a", "--", "--x", "--")
+    assert "['a', '--', '--x', '--']" in ended.stdout.splitlines()
+    ended = tui("run", "--nproc", 1, "--python", python, script, "--", "--x")
+    assert "['--', '--x']" in ended.stdout.splitlines()
+    ended = tui("run", "--nproc", 1, "--python", python, "--", script, "--x")
+    assert "['--x']" in ended.stdout.splitlines()
+    ended = tui("run", "--")
+    assert ended.returncode == 2 and "required: SCRIPT\n" in ended.stderr
+
+
+def test_help_says_where_secrets_belong(tui):
+    """The command line is written down."""
+    told = " ".join(tui("run", "--help").stdout.split())
+    assert "kept in the run's job.json" in told and "give secrets in the environment" in told
+
+
+def test_an_evaluation_without_numbers_has_no_hole(make_run, capsys):
+    """Texts only: no colon before nothing."""
+    Follower(make_run("run", extra={0: [(Eval("decode", {}, 1.0, 8), 9, time.time())]}), TextPrinter()).follow()
+    assert "» decode at step 10  (8 rows, 1.0s)\n" in capsys.readouterr().out
+
+
 def test_a_stopped_job_is_neither_success_nor_failure(launch, python, worker, until):
     """Whoever follows a job that somebody else stops gets 3."""
     command = [*COMMAND, "run", "--nproc", "2", "--python", str(python), "--name", "seen", str(worker), *ENDLESS]
@@ -133,7 +200,7 @@ def test_a_stopped_job_is_neither_success_nor_failure(launch, python, worker, un
         (["run", "--nproc", "0", __file__], "nproc=0 is not a number of processes"),
         (["stop", "nothing"], "run='nothing' is no run's id or name. `collie-tui ls` lists the runs."),
         ([], "the dashboard needs a terminal"),
-        (["run"], "the following arguments are required: SCRIPT"),
+        (["run"], "the following arguments are required: SCRIPT\n"),
     ],
 )
 def test_bad_input_gets_a_sentence(tui, arguments, sentence):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from collie import jobs
-from collie.events import Checkpoint, Eval, Sample
+from collie.events import Alert, Checkpoint, Eval, Sample
 from collie.jobs import Means, Point, State
 from collie.jobs._order import StopOrder
 from collie.tui import Dashboard
@@ -154,7 +154,7 @@ def test_help_explains_keys_and_states(runs, four):
     async def scenario(pilot, see):
         await see("10/40")
         await pilot.press("question_mark")
-        await see("it was stopped, which is no failure", "leave; jobs go on", "its supervisor is gone")
+        await see("it was stopped, which is no failure", "leave; jobs go on", "nobody answers for it")
         await pilot.press("escape")
         await see("10/40")
         assert "leave; jobs go on" not in screen(pilot.app)
@@ -166,10 +166,88 @@ def test_no_runs_yet_shows_three_commands(runs, make_run):
     """And a run that is made later appears by itself."""
 
     async def scenario(pilot, see):
-        await see("No runs yet", "collie-tui run train.py", "torchrun --standalone --nproc_per_node 2 train.py")
+        await see(
+            "No runs yet", "collie-tui run train.py", "torchrun --standalone --nproc_per_node 2 train.py", "q quit"
+        )
+        keys = screen(pilot.app).splitlines()[-1]
+        assert not any(word in keys for word in ("open", "stop", "views", "rank", "stdout"))  # nothing to do there
         make_run("newborn", "running")
-        await see("newborn", "● running")
+        await see("newborn", "● running", "open", "s stop", "e stdout/err")
         assert "No runs yet" not in screen(pilot.app)
+
+    watch(runs, scenario)
+
+
+def test_the_newest_alert_stands_above_the_numbers(runs, make_run):
+    """Of all ranks, with its age; older ones give way to it."""
+    now = time.time()
+    old = [(Alert("warning", "a", "old news"), 3, now - 90)]
+    new = [(Alert("error", "b", "the loss is nan"), 9, now - 60)]
+    make_run("live", "running", extra={0: old, 1: new})
+
+    async def scenario(pilot, see):
+        await see("▲ error, rank 1 at step 10, 1m ago: the loss is nan")
+        assert "old news" not in screen(pilot.app)
+
+    watch(runs, scenario)
+
+
+def test_a_log_that_begins_late_says_so(runs, make_run):
+    """And where the whole of it is."""
+    run = make_run("talks", "running", ranks=1)
+    log = jobs.rank_logs(run)[0].stdout
+    log.write_text("".join(f"line {number}\n" for number in range(6000)))
+    short = jobs.rank_logs(run)[0].stderr
+
+    async def scenario(pilot, see):
+        await see("10/10")
+        await pilot.press("3")
+        await see("line 5999")
+        await pilot.press("home")
+        await see("… earlier lines in /", "line 1000")
+        assert pilot.app.screen.query_one(LogPane)._lines[0] == f"… earlier lines in {log}"
+        await pilot.press("e")
+        await see(short.read_text().strip())
+        assert "earlier lines" not in screen(pilot.app)
+
+    watch(runs, scenario)
+
+
+def test_a_run_with_nothing_but_a_log_opens_on_it(runs, make_run):
+    """So does a failed one, with its reason above, where one view has room; a view that was asked for stays."""
+    make_run("silent", "finished", ranks=1, steps=0)
+    for path in jobs.find("silent").event_files():
+        path.unlink()
+    failure = {"rank": 1, "message": "ValueError: nan", "exit_code": 1, "step": 10, "tail": []}
+    make_run("broken", "failed", failure=failure, message="rank 1 after step 10: ValueError: nan")
+    make_run("live", "running")
+
+    async def scenario(pilot, see):
+        await see("● running", "loss 0.4000")
+        assert not pilot.app.screen.query_one(LogPane).display
+        await pilot.press("down")
+        await see("▌broken", "✗ rank 1 after step 10: ValueError: nan", "log · rank 1 · stderr", "warning from rank 1")
+        await pilot.press("down")
+        await see("▌silent", "second line of rank 0")
+        await pilot.press("1")
+        await see("no loss", "no evaluation")
+        assert "yet" not in screen(pilot.app)
+        await pilot.press("up")
+        await see("▌broken", "loss 0.4000")
+
+    watch(runs, scenario)
+
+
+def test_lost_is_not_failed(runs, make_run):
+    """The banner counts them apart, and epochs are counted from 1, as steps are."""
+    for name in ("one", "two"):
+        run = make_run(name, "lost", heartbeat=time.time() - 100)
+        run.write_job({**run.read_job(), "supervisor": {"pid": 1, "start_time": 1.0, "boot_id": "", "host": "x"}})
+        run.write_state({**run.read_state(), "t": 1.0, "heartbeat": 1.0})
+
+    async def scenario(pilot, see):
+        await see("2 runs · 2 lost", "epoch 1")
+        assert "failed" not in screen(pilot.app)
 
     watch(runs, scenario)
 
@@ -384,7 +462,7 @@ def test_resizing_changes_the_layout(runs, four):
         shown = (LogPane, RankTable, EvaluationPane)
         assert not panel.has_class("-compact") and all(panel.query_one(part).display for part in shown)
         await pilot.resize_terminal(60, 15)
-        await see("● running")
+        await see("● running", "q quit")
 
     watch(runs, scenario)
 
@@ -438,3 +516,20 @@ def test_the_source_reads_an_ended_run_once(runs, four, monkeypatch):
     monkeypatch.setattr("collie.tui._source.summary", lambda run, peeker: looked.append(run.id) or summary(run, peeker))
     assert source.read(Query()) == first
     assert [jobs.display_name(name) for name in looked] == ["live"]
+
+
+def test_an_ended_run_without_a_supervisor_is_read_once_too(runs, make_run, monkeypatch):
+    """It has no exit file: until its events grow, it stays as it was."""
+    run = make_run("plain", "finished", managed=False)
+    source = Source(Path(runs))
+    source.read(Query())
+    looked = []
+    from collie.jobs import summary
+
+    monkeypatch.setattr("collie.tui._source.summary", lambda run, peeker: looked.append(run.id) or summary(run, peeker))
+    source.read(Query())
+    assert looked == []
+    with run.event_files()[0].open("a") as file:
+        file.write("\n")
+    source.read(Query())
+    assert looked == [run.id]

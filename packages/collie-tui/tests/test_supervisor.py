@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from collie import jobs
-from collie.events import RunFolder
+from collie.events import RunFolder, list_runs
 from collie.interfaces import ConfigError
 from collie.jobs import Means, State
 
@@ -232,6 +232,29 @@ def test_a_living_supervisor_with_a_late_heartbeat_is_not_lost(launch, until):
     assert jobs.status(run).state is State.LOST
     run.write_job(job)
     supervisor.resume()
+
+
+def test_a_late_start_leaves_nothing_behind(launch, until, slow_start, monkeypatch):
+    """The error says that nothing of the job runs, so the supervisor and the ranks that it has started are ended."""
+    monkeypatch.setattr("collie.jobs._launch._START_TIMEOUT", 3.0)
+    with pytest.raises(jobs.LaunchError, match="did not start in 3 seconds and was ended"):
+        launch(*ENDLESS, "--stubborn", env=slow_start)
+    (run,) = list_runs()
+    assert run.event_files(), "the ranks had begun"
+    assert not _processes(run)
+    assert jobs.status(run).state is State.FAILED
+
+
+def test_a_run_can_be_opened_to_the_group(launch):
+    """Its events, outcome and rank logs; never the folder of requests, and by default nothing."""
+    run = launch("--steps", "4", group_readable=True)
+    assert jobs.wait(run, 20).state is State.FINISHED
+    logs = jobs.rank_logs(run)[0]
+    for path in (run.path, run.events, run.logs, logs.folder.parent.parent, logs.folder):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 in (0o050, 0o055), path
+    files = [run.path / "job.json", run.path / "exit.json", run.logs / "torchrun.log", run.logs / "supervisor.log"]
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o060 == 0o040 for path in [*files, logs.stdout, *run.event_files()])
+    assert stat.S_IMODE(run.control.stat().st_mode) == 0o700
 
 
 def test_a_launcher_that_does_not_exist_is_a_failure(worker):

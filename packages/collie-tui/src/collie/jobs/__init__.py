@@ -1,7 +1,16 @@
 """Jobs that outlive the terminal they were started from: a supervisor process for each. No textual, no torch."""
 
-from collie.jobs._control import find, ls, stop, wait
-from collie.jobs._format import NOTHING, format_age, format_bytes, format_count, format_duration, format_number
+from collie.jobs._control import asked_to_stop, find, ls, stop, wait
+from collie.jobs._format import (
+    NOTHING,
+    format_age,
+    format_ago,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    format_progress,
+)
 from collie.jobs._launch import LaunchError, gpu_count, start
 from collie.jobs._logs import LogTail, RankLogs, rank_logs
 from collie.jobs._order import Means
@@ -11,7 +20,7 @@ from collie.jobs._reader import RunReader, RunView
 from collie.jobs._series import Curve, Point, Series
 from collie.jobs._state import State
 from collie.jobs._status import Failure, Status, status
-from collie.jobs._summary import Summary, display_name, summarise, summary
+from collie.jobs._summary import Summary, display_name, summarise, summary, unreadable
 
 __all__ = [
     "NOTHING",
@@ -33,13 +42,16 @@ __all__ = [
     "Status",
     "Summary",
     "Warned",
+    "asked_to_stop",
     "display_name",
     "find",
     "format_age",
+    "format_ago",
     "format_bytes",
     "format_count",
     "format_duration",
     "format_number",
+    "format_progress",
     "gpu_count",
     "ls",
     "rank_logs",
@@ -48,5 +60,6 @@ __all__ = [
     "stop",
     "summarise",
     "summary",
+    "unreadable",
     "wait",
 ]

@@ -9,16 +9,25 @@ from collie.interfaces import ConfigError, nearest
 from collie.jobs._order import Means, StopOrder
 from collie.jobs._peek import Peeker
 from collie.jobs._state import State
-from collie.jobs._status import Status, status
-from collie.jobs._summary import Summary, display_name, summary
+from collie.jobs._status import Status, anyone_may_listen, status
+from collie.jobs._summary import Summary, display_name, summary, unreadable
+
+_FLAGS = {Means.TERM: "--now", Means.KILL: "--kill"}  # of collie-tui stop
 
 
 def ls(root: Path | None = None) -> list[Summary]:
     """All runs, newest first."""
     peeker = Peeker()
-    runs = [summary(run, peeker) for run in list_runs(root)]
+    runs = [_look(run, peeker) for run in list_runs(root)]
     # An id tells the second only; sorting is stable where the time is not known.
     return sorted(runs, key=lambda run: run.created or 0.0, reverse=True)
+
+
+def _look(run: RunFolder, peeker: Peeker) -> Summary:
+    try:
+        return summary(run, peeker)
+    except Exception as error:  # whatever is wrong with one run, the others are listed
+        return unreadable(run, error)
 
 
 def find(name: str, root: Path | None = None) -> RunFolder:
@@ -57,6 +66,8 @@ def _listed(runs: Sequence[RunFolder], most: int = 4) -> str:
 def stop(run: RunFolder, means: Means = Means.STEP, *, step_grace: float = 300.0, term_grace: float = 30.0) -> Status:
     """Ask for a stop and return at once; a run that has ended already is left as it is.
 
+    The ranks of a lost run are asked as long as one may live; nobody will confirm it (see `asked_to_stop`).
+
     Args:
         means: STEP asks the ranks to end after the step they are in, TERM and KILL do not wait for it. Asking again
             with a harder one hurries a stop.
@@ -66,19 +77,25 @@ def stop(run: RunFolder, means: Means = Means.STEP, *, step_grace: float = 300.0
     Raises:
         ConfigError: `means` needs a supervisor and the run has none.
     """
-    now = status(run, Peeker().ranks(run))
+    ranks = Peeker().ranks(run)
+    now = status(run, ranks)
     supervised = now.managed and now.live
     if supervised:
         StopOrder(means, step_grace=step_grace, term_grace=term_grace).write(run)
-    elif now.live or now.state is State.LOST:
+    elif now.live or (now.state is State.LOST and anyone_may_listen(ranks)):
         if means is not Means.STEP:
             raise ConfigError(
-                f"means={str(means)!r} needs a supervisor and {run.id} has none. "
+                f"{_FLAGS[means]} needs a supervisor and {run.id} has none. "
                 "Without one a run can only be asked to stop after its step."
             )
-        if not any(request.kind == "stop" for request in run.pending()):
+        if not asked_to_stop(run):
             run.request("stop")
     return now
+
+
+def asked_to_stop(run: RunFolder) -> bool:
+    """Whether a request to stop waits for the ranks' answer."""
+    return any(request.kind == "stop" for request in run.pending())
 
 
 def wait(run: RunFolder, timeout: float | None = None, on_change: Callable[[Status], None] | None = None) -> Status:

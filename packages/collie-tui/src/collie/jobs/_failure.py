@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from collie.events import RunFolder
+from collie.jobs._fields import plain
 from collie.jobs._logs import TORCHRUN_LOG, LogTail, RankLogs, last_lines, rank_logs
 from collie.jobs._process import signal_name
 from collie.jobs._rank import RankView
@@ -100,13 +101,14 @@ def _error_files(logs: Any) -> list[_Blame]:
         try:
             message = json.loads(entry.error.read_text(encoding="utf-8", errors="replace"))["message"]
             written = entry.error.stat().st_mtime
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if isinstance(message, dict):
-            stamp = (message.get("extraInfo") or {}).get("timestamp")
+            extra = message.get("extraInfo")
+            stamp = extra.get("timestamp") if isinstance(extra, dict) else None
             written = float(str(stamp)) if str(stamp).replace(".", "", 1).isdecimal() else written
             message = message.get("message", "")
-        found.append(_Blame(entry.rank, None, _first_line(str(message)), written))
+        found.append(_Blame(entry.rank, None, _first_line(plain(str(message), newlines=True)), written))
     return found
 
 

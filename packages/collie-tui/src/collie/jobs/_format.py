@@ -36,6 +36,19 @@ def format_age(seconds: float | None) -> str:
     return f"{whole}s"
 
 
+def format_ago(seconds: float | None) -> str:
+    """An age in a sentence: "now", "12s ago", or "—"."""
+    text = format_age(seconds)
+    return text if text in (NOTHING, "now") else f"{text} ago"
+
+
+def format_progress(step: int | None, total: int | None) -> str:
+    """1240/4800, or what of it is known."""
+    if step is None:
+        return NOTHING if total is None else f"0/{total}"
+    return f"{step}/{total}" if total else f"{step}"
+
+
 def format_count(value: float | None) -> str:
     """Three digits and a letter: 812, 58.2k, 1.25M."""
     if value is None or not math.isfinite(value):

@@ -11,7 +11,8 @@ from typing import Any
 
 from collie.events import RUN_DIR_VARIABLE, RunFolder
 from collie.interfaces import CollieError, ConfigError
-from collie.jobs._logs import SUPERVISOR_LOG, last_lines
+from collie.jobs._logs import SUPERVISOR_LOG, last_lines, log_mode
+from collie.jobs._process import end_session
 from collie.jobs._state import State
 
 _START_TIMEOUT = 60.0  # seconds; a cold network file system may take long to import from
@@ -71,6 +72,7 @@ def start(
     cwd: str | os.PathLike[str] | None = None,
     python: str | None = None,
     launcher: Sequence[str] | None = None,
+    group_readable: bool = False,
 ) -> RunFolder:
     """Start `script` under torchrun with a supervisor of its own, which outlives this process and its terminal.
 
@@ -84,6 +86,7 @@ def start(
         cwd: the job's working directory, by default ours.
         python: the Python that has torch, by default this one.
         launcher: a command in torchrun's place that understands its flags.
+        group_readable: whether the group may read the run (never its control folder); by default only its user.
 
     Returns:
         The run's folder, with the supervisor at work.
@@ -91,6 +94,7 @@ def start(
     Raises:
         ConfigError: a value cannot work (no such script, nproc below 1, a Python without torch).
         LaunchError: the supervisor did not start.
+        KeyboardInterrupt: as it comes; what had been started by then is ended before.
     """
     folder = Path(cwd or os.getcwd()).absolute()
     _check_script(Path(script), folder)
@@ -100,32 +104,43 @@ def start(
         _check_torch(python)
     nproc = nproc if nproc is not None else max(1, gpu_count())
     environment = {**os.environ, **(env or {})}
-    run = RunFolder.create(root, name=name or Path(script).stem)
+    run = RunFolder.create(root, name=name or Path(script).stem, group_readable=group_readable)
     run = RunFolder(Path(run.path).absolute())
     environment[RUN_DIR_VARIABLE] = str(run.path)
-    command = [*(launcher or torchrun(python)), *torchrun_flags(run, nproc), str(script), *args]
-    now = time.time()
-    run.write_job(
-        {
-            "argv": command,
-            "script": str(script),
-            "args": list(args),
-            "nproc": nproc,
-            "nodes": 1,
-            "cwd": str(folder),
-            "env": _environment_difference(environment, env or {}),
-            "git": _git_state(folder),
-            "created": now,
-            "managed": True,
-            "supervisor": None,
-        }
-    )
-    message = "the supervisor is starting"
+    command = [*(launcher or torchrun(python)), *torchrun_flags(run, nproc), *_script_words(str(script), args)]
+    job = {
+        "argv": command,
+        "script": str(script),
+        "args": list(args),
+        "nproc": nproc,
+        "nodes": 1,
+        "cwd": str(folder),
+        "env": _environment_difference(environment, env or {}),
+        "created": time.time(),
+        "managed": True,
+        "supervisor": None,
+    }
+    try:
+        run.write_job({**job, "git": _git_state(folder)})
+        _write_first_state(run)
+        _leave_supervisor(run, environment)
+    except KeyboardInterrupt:
+        _record_end(run, State.STOPPED, "stopped before it began: interrupted while it was starting")
+        raise
+    return run
+
+
+def _write_first_state(run: RunFolder) -> None:
+    now, message = time.time(), "the supervisor is starting"
     run.write_state(
         {"state": State.STARTING, "t": now, "heartbeat": now, "message": message, "torchrun_pid": None, "attempt": 0}
     )
-    _leave_supervisor(run, environment)
-    return run
+
+
+def _script_words(script: str, args: Sequence[str]) -> list[str]:
+    """The script and its arguments as torchrun is to get them: it would eat a "--" behind the script, but takes one
+    before the script as the end of its own options."""
+    return ["--", script, *args] if list(args[:1]) == ["--"] else [script, *args]
 
 
 def _check_script(script: Path, folder: Path) -> None:
@@ -178,31 +193,44 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _leave_supervisor(run: RunFolder, environment: Mapping[str, str]) -> None:
-    """Run the small process that forks the supervisor off and ends when that has taken hold of the run."""
+    """Run the small process that forks the supervisor off and ends when that has taken hold of the run.
+
+    Whatever goes wrong until then, nothing of the session stays behind: neither supervisor nor torchrun nor ranks.
+    """
     log = Path(run.logs) / SUPERVISOR_LOG
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        ended = subprocess.run(
-            [sys.executable, "-P", "-m", "collie.jobs._main", str(run.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            env=dict(environment),
-            start_new_session=True,
-            timeout=_START_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "wb") as output:
+            os.fchmod(output.fileno(), log_mode(run))
+            starter = subprocess.Popen(
+                [sys.executable, "-P", "-m", "collie.jobs._main", str(run.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(environment),
+                start_new_session=True,
+            )
+    except OSError as error:
         raise _failed_launch(run, f"the supervisor did not start: {error}") from error
-    finally:
-        os.close(descriptor)
-    if ended.returncode:
+    try:
+        code = starter.wait(_START_TIMEOUT)
+    except BaseException as error:
+        gone = end_session(starter.pid)
+        starter.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        left = "" if gone else f"; processes of session {starter.pid} could not be ended"
+        seconds = f"{_START_TIMEOUT:g} seconds"
+        raise _failed_launch(run, f"the supervisor did not start in {seconds} and was ended{left}") from error
+    if code:
         lines = last_lines(log, 1)
         raise _failed_launch(run, f"the supervisor did not start: {lines[0] if lines else f'see {log}'}")
 
 
 def _failed_launch(run: RunFolder, message: str) -> LaunchError:
-    run.write_exit(
-        {"outcome": State.FAILED, "exit_code": None, "message": message, "t": time.time(), "first_failure": None}
-    )
+    _record_end(run, State.FAILED, message)
     return LaunchError(message[0].upper() + message[1:])
+
+
+def _record_end(run: RunFolder, outcome: State, message: str) -> None:
+    run.write_exit({"outcome": outcome, "exit_code": None, "message": message, "t": time.time(), "first_failure": None})

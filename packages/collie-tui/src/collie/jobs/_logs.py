@@ -1,14 +1,14 @@
 """The ranks' output files: where torchrun puts them, and reading them from the end or from where we were."""
 
-import re
+import contextlib
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from collie.events import RunFolder
+from collie.jobs._fields import plain
 
 _BLOCK = 64 * 1024
-# Escape sequences (colours, cursor moves, titles) and other control characters, tab excepted.
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.|[\x00-\x08\x0b-\x1f\x7f]")
 
 TORCHRUN_LOG = "torchrun.log"
 """What torchrun itself prints, in a run's logs folder."""
@@ -47,27 +47,43 @@ class RankLogs:
 
 def rank_logs(run: RunFolder) -> list[RankLogs]:
     """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/."""
-    attempts = list(Path(run.logs).glob("*/attempt_*"))
-    if not attempts:
-        return []
-    newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)))
-    ranks = [
-        RankLogs(int(folder.name), _number(newest.name), folder)
-        for folder in newest.iterdir()
-        if folder.name.isdecimal()
-    ]
+    ranks: list[RankLogs] = []
+    with contextlib.suppress(OSError):  # gone since, or not ours to read
+        attempts = [folder for folder in Path(run.logs).glob("*/attempt_*") if folder.is_dir()]
+        newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)), default=None)
+        if newest is not None:
+            ranks = [
+                RankLogs(rank, _number(newest.name), folder)
+                for folder in newest.iterdir()
+                if (rank := _number(folder.name)) >= 0
+            ]
     return sorted(ranks, key=lambda logs: logs.rank)
 
 
 def _number(name: str) -> int:
-    """7 for attempt_7."""
+    """7 for attempt_7 and for 7."""
     digits = name.rpartition("_")[2]
-    return int(digits) if digits.isdecimal() else -1
+    return int(digits) if digits.isdecimal() and len(digits) < 10 else -1
 
 
-def plain(text: str) -> str:
+def _at_rest(text: str) -> str:
     """A line as it looks at rest: after the last carriage return, without escape sequences and control characters."""
-    return _CONTROL.sub("", text.rstrip("\r").rpartition("\r")[2]).expandtabs(8)
+    return plain(text.rstrip("\r").rpartition("\r")[2]).expandtabs(8)
+
+
+def log_mode(run: RunFolder) -> int:
+    """The mode of a file in the run's logs folder: 0640 where the folder is group-readable, 0600 otherwise."""
+    return 0o640 if Path(run.logs).stat().st_mode & 0o040 else 0o600
+
+
+def open_to_group(run: RunFolder) -> None:
+    """Let the group read what torchrun wrote, if it may read the run: torchrun makes its folder for the user alone."""
+    if log_mode(run) == 0o600:
+        return
+    for path in Path(run.logs).rglob("*"):
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode) and not mode & 0o040:
+            path.chmod(stat.S_IMODE(mode) | (0o050 if stat.S_ISDIR(mode) else 0o040))
 
 
 def last_lines(path: Path, count: int) -> list[str]:
@@ -113,8 +129,8 @@ class LogTail:
         pieces = (self._rest + data).split(b"\n")
         # A progress bar rewrites its line for hours: only what stands after the last carriage return is kept.
         self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])
-        self.partial = plain(self._rest.decode("utf-8", "replace"))
-        lines = [plain(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
+        self.partial = _at_rest(self._rest.decode("utf-8", "replace"))
+        lines = [_at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
         self.lines_read += len(lines)
         return lines
 

@@ -54,7 +54,7 @@ class StopOrder:
     @classmethod
     def read(cls, run: RunFolder) -> "StopOrder | None":
         """The order in the run folder, None when none was given."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             values = json.loads((Path(run.path) / _FILE).read_text(encoding="utf-8"))
             return cls(
                 Means(values["means"]),

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from collie.events import RunFolder, decode
+from collie.jobs._fields import plain_record
 from collie.jobs._rank import RankState, RankView
 
 _FILE = re.compile(r"rank-(\d+)\.a(\d+)\.jsonl")
@@ -69,5 +70,5 @@ def _add(state: RankState, line: bytes) -> None:
         record = decode(line)
     except ValueError:
         return
-    if record is not None:
+    if record is not None and (record := plain_record(record)) is not None:
         state.add(record)

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,10 +43,11 @@ class Identity:
     def from_dict(cls, values: Any) -> "Identity | None":
         """Read back what `as_dict` wrote; None when a field is missing or of another kind."""
         try:
-            start_time = values["start_time"]
-            return cls(int(values["pid"]), float(start_time), str(values["boot_id"]), str(values["host"]))
-        except (KeyError, TypeError, ValueError):
+            pid, start_time = int(values["pid"]), float(values["start_time"])
+            boot, host = str(values["boot_id"]), str(values["host"])
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
+        return cls(pid, start_time, boot, host) if pid > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
         """The form kept in job.json."""
@@ -68,7 +70,7 @@ def same_process_alive(pid: int, start_time: float) -> bool:
         if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return False
         return any(abs(mine - start_time) < 1.0 for mine in _start_times(pid))
-    except (psutil.Error, OSError):
+    except (psutil.Error, OSError, ValueError, OverflowError):  # no process has a pid such as -1
         return False
 
 
@@ -134,6 +136,53 @@ def signal_groups(pids: Iterable[int], number: signal.Signals) -> None:
     for group in sorted(groups - {own}):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
+
+
+def end_session(session: int, seconds: float = 10.0) -> bool:
+    """KILL every process of a session with all that it has started, in sessions of their own too, and wait for it.
+
+    Returns whether all of them have ended within `seconds`.
+    """
+    members = [process for process in psutil.process_iter() if _session_of(process.pid) == session]
+    for process in members:
+        with contextlib.suppress(psutil.Error):
+            process.suspend()  # it starts nothing more, and stays the parent of what it has started
+    deadline = time.monotonic() + seconds
+    while below := [child for child in _below(members) if child not in members]:
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.01)
+    for process in members:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    while any(map(_is_living, members)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not below and not any(map(_is_living, members))
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _below(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [child for child in process.children(recursive=True) if _is_living(child)]
+    return found
+
+
+def _is_living(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def signal_name(number: int) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collie.events import Eval, EventReader, Record, RunFolder, Step
+from collie.jobs._fields import plain_record
 from collie.jobs._peek import rank_and_attempt
 from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned, finished
 from collie.jobs._series import Curve, Series
@@ -52,9 +53,10 @@ class RunReader:
         self._loss_from: tuple[int, int] | None = None
         self._evaluated_at: dict[int, None] = {}
         self._behind = False
+        self._uncountable = 0
 
     def refresh(self, limit: int = _RECORDS_A_REFRESH) -> list[Record]:
-        """Take in at most about `limit` new events and return them, rank by rank."""
+        """Take in at most about `limit` new events and return them, rank by rank, their texts made plain."""
         for path in self.run.event_files():
             if path not in self._readers:
                 self._readers[path] = EventReader(path)
@@ -65,9 +67,12 @@ class RunReader:
             records = reader.read(share)
             self._behind = self._behind or len(records) == share
             key = rank_and_attempt(path)
-            for record in records:
+            for record in map(plain_record, records):
+                if record is None:
+                    self._uncountable += 1
+                    continue
                 self._take(key, record)
-            fresh += records
+                fresh.append(record)
         return fresh
 
     def _take(self, key: tuple[int, int], record: Record) -> None:
@@ -105,7 +110,7 @@ class RunReader:
             checkpoint=max(checkpoints, key=lambda checkpoint: checkpoint[0], default=None),
             alerts=tuple(sorted((alert for state in states for alert in state.alerts), key=lambda alert: alert.t)),
             behind=self._behind,
-            lost_events=sum(reader.gaps + reader.bad_lines for reader in self._readers.values()),
+            lost_events=self._uncountable + sum(reader.gaps + reader.bad_lines for reader in self._readers.values()),
         )
 
 

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from collie.jobs._fields import drawable
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -56,7 +58,7 @@ class Series:
     def add(self, x: float, y: float | None) -> None:
         """Take a value; None and numbers that are not finite are kept as gaps."""
         self._count += 1
-        if y is None or not math.isfinite(y):
+        if y is None or not drawable(y):
             self._gaps = [*self._gaps[-31:], x]
             return
         self._open.append((x, y))

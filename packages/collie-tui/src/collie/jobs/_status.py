@@ -1,11 +1,13 @@
 """The true state of a run, judged from its files and from whether its processes live."""
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from collie.events import RunFolder
+from collie.jobs._fields import plain, text_of, time_of, whole_of
 from collie.jobs._process import Identity, same_process_alive
 from collie.jobs._rank import RankView
 from collie.jobs._state import State
@@ -45,12 +47,13 @@ class Failure:
         """Read back exit.json's first_failure."""
         if not isinstance(values, dict):
             return None
+        tail = values.get("tail")
         return cls(
-            values.get("rank"),
-            str(values.get("message", "")),
-            values.get("exit_code"),
-            values.get("step"),
-            tuple(str(line) for line in values.get("tail") or ()),
+            whole_of(values.get("rank")),
+            text_of(values.get("message")),
+            whole_of(values.get("exit_code")),
+            whole_of(values.get("step")),
+            tuple(text_of(line) for line in tail) if isinstance(tail, list) else (),
         )
 
 
@@ -78,6 +81,12 @@ class Status:
         """Whether the run may still make steps."""
         return not self.state.ended
 
+    def sentence(self) -> str:
+        """The state and what there is to say about it, each once."""
+        if not self.message or self.message.startswith(str(self.state)):
+            return self.message or str(self.state)
+        return f"{self.state}: {self.message}"
+
 
 def status(run: RunFolder, ranks: Sequence[RankView] = ()) -> Status:
     """The state of `run`; `ranks` (as read from its events) tell of runs that have no supervisor."""
@@ -89,17 +98,17 @@ def status(run: RunFolder, ranks: Sequence[RankView] = ()) -> Status:
         return ended
     record = run.read_state() or {}
     state = State.parse(record.get("state")) or State.STARTING
-    since = _number(record.get("t"))
+    since = time_of(record.get("t"))
     if state.ended:
-        return Status(state, True, str(record.get("message", "")), since)
+        return Status(state, True, text_of(record.get("message")), since)
     supervisor = Identity.from_dict(job.get("supervisor"))
-    heartbeat = _number(record.get("heartbeat")) or _number(record.get("t")) or _number(job.get("created")) or 0.0
+    heartbeat = time_of(record.get("heartbeat")) or time_of(record.get("t")) or time_of(job.get("created")) or 0.0
     if _is_lost(supervisor, heartbeat):
         # It may have recorded its end between our two looks.
         return _recorded_end(run) or Status(
             State.LOST, True, "the supervisor is gone without a word; training may go on unwatched", heartbeat
         )
-    return Status(state, True, str(record.get("message", "")), since)
+    return Status(state, True, text_of(record.get("message")), since)
 
 
 def _recorded_end(run: RunFolder) -> Status | None:
@@ -110,9 +119,9 @@ def _recorded_end(run: RunFolder) -> Status | None:
     return Status(
         state,
         bool((run.read_job() or {}).get("managed", False)),
-        str(record.get("message", "")),
-        _number(record.get("t")),
-        record.get("exit_code"),
+        text_of(record.get("message")),
+        time_of(record.get("t")),
+        whole_of(record.get("exit_code")),
         Failure.from_dict(record.get("first_failure")),
     )
 
@@ -130,19 +139,31 @@ def _unmanaged(run: RunFolder, job: dict[str, Any], ranks: Sequence[RankView]) -
     ended = _recorded_end(run)
     if ended is not None:
         return ended
-    since = max((rank.t for rank in ranks if rank.t is not None), default=_number(job.get("created")))
+    since = max((rank.t for rank in ranks if rank.t is not None), default=time_of(job.get("created")))
     outcomes = {rank.outcome for rank in ranks}
     if "failed" in outcomes:
         first = next(rank for rank in ranks if rank.outcome == "failed")
         failure = Failure(first.rank, first.message or "it gave no reason", step=first.step)
-        return Status(State.FAILED, False, failure.sentence(), since, failure=failure)
+        return Status(State.FAILED, False, plain(failure.sentence()), since, failure=failure)
     if ranks and None not in outcomes:
         stopped = "stopped" in outcomes
         message = next((rank.message for rank in ranks if rank.message), "")
-        return Status(State.STOPPED if stopped else State.FINISHED, False, message, since)
+        return Status(State.STOPPED if stopped else State.FINISHED, False, plain(message), since)
     if _anyone_alive(job, ranks):
         return Status(State.RUNNING if ranks else State.STARTING, False, "started without collie-tui", since)
     return Status(State.LOST, False, "its processes are gone without a goodbye", since)
+
+
+def anyone_may_listen(ranks: Sequence[RankView]) -> bool:
+    """Whether a rank without a goodbye lives here, or on another host, whose processes cannot be looked at."""
+    for rank in ranks:
+        if rank.outcome is not None or rank.pid is None:
+            continue
+        if rank.host != socket.gethostname():
+            return True
+        if rank.process_start is not None and same_process_alive(rank.pid, rank.process_start):
+            return True
+    return False
 
 
 def _anyone_alive(job: dict[str, Any], ranks: Sequence[RankView]) -> bool:
@@ -159,7 +180,3 @@ def _anyone_alive(job: dict[str, Any], ranks: Sequence[RankView]) -> bool:
         elif rank.process_start is not None and same_process_alive(rank.pid, rank.process_start):
             return True
     return False
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from collie.events import RunFolder
+from collie.jobs._fields import plain, text_of, time_of, whole_of
 from collie.jobs._peek import Peeker
 from collie.jobs._rank import RankView
+from collie.jobs._state import State
 from collie.jobs._status import Status, status
 
 _ID = re.compile(r"\d{8}-\d{6}-(.+)-([0-9a-f]{4})")
@@ -29,6 +31,7 @@ class Summary:
         throughput: input tokens a second over all ranks.
         eta: seconds to the last step at the present pace.
         t: seconds since the epoch of the newest event of any rank.
+        unreadable: whether the folder could not be made sense of; the status' message then says why.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Summary:
     throughput: float | None = None
     eta: float | None = None
     t: float | None = None
+    unreadable: bool = False
 
     @property
     def mark(self) -> str:
@@ -56,7 +60,9 @@ class Summary:
 
     @property
     def state_word(self) -> str:
-        """The state, or "unmanaged" for one that runs without a supervisor of ours."""
+        """The state, "unmanaged" for one that runs without a supervisor of ours, or "unreadable"."""
+        if self.unreadable:
+            return "unreadable"
         return "unmanaged" if self.status.live and not self.status.managed else str(self.status.state)
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,7 +72,7 @@ class Summary:
             "id": self.id,
             "name": self.name,
             "path": str(self.path),
-            "state": str(self.status.state),
+            "state": "unreadable" if self.unreadable else str(self.status.state),
             "managed": self.status.managed,
             "message": self.status.message,
             "exit_code": self.status.exit_code,
@@ -87,7 +93,7 @@ class Summary:
 def display_name(run_id: str) -> str:
     """The name in a run's id; the whole id where it was not made by us."""
     match = _ID.fullmatch(run_id)
-    return match[1] if match else run_id
+    return plain(match[1] if match else run_id)
 
 
 def summarise(run: RunFolder, ranks: Sequence[RankView]) -> Summary:
@@ -102,16 +108,15 @@ def summarise(run: RunFolder, ranks: Sequence[RankView]) -> Summary:
     eta = None
     if now.live and step is not None and total is not None and speaker is not None and speaker.pace is not None:
         eta = max(0, total - step) * speaker.pace
-    nproc = job.get("nproc")
-    created = job.get("created")
+    nproc = whole_of(job.get("nproc"))
     return Summary(
         id=run.id,
         name=display_name(run.id),
         path=Path(run.path),
         status=now,
-        script=str(job.get("script", "")),
-        nproc=nproc if isinstance(nproc, int) else _world(ranks),
-        created=float(created) if isinstance(created, int | float) else None,
+        script=text_of(job.get("script")),
+        nproc=_world(ranks) if nproc is None else nproc,
+        created=time_of(job.get("created")),
         step=step,
         total=total,
         epoch=speaker.epoch if speaker else None,
@@ -131,3 +136,9 @@ def _world(ranks: Sequence[RankView]) -> int | None:
 def summary(run: RunFolder, peeker: Peeker | None = None) -> Summary:
     """Look at a run without reading it all."""
     return summarise(run, (peeker or Peeker()).ranks(run))
+
+
+def unreadable(run: RunFolder, error: Exception) -> Summary:
+    """What stands in a list for a run that cannot be made sense of, so that it hides no other."""
+    told = plain(f"unreadable: {type(error).__name__}: {error}")
+    return Summary(run.id, display_name(run.id), Path(run.path), Status(State.LOST, False, told), unreadable=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from collie.events import RunFolder
-from collie.jobs._logs import TORCHRUN_LOG, rank_logs
+from collie.jobs._logs import TORCHRUN_LOG, log_mode, open_to_group, rank_logs
 from collie.jobs._order import Ladder, Means, Rung, StopOrder
 from collie.jobs._outcome import outcome_of
 from collie.jobs._peek import Peeker
@@ -93,7 +93,7 @@ class Supervisor:
         argv = [str(argument) for argument in self._job.get("argv", [])]
         try:
             with (Path(self.folder.logs) / TORCHRUN_LOG).open("ab") as log:
-                os.chmod(log.fileno(), 0o600)
+                os.chmod(log.fileno(), log_mode(self.folder))
                 self._torchrun = subprocess.Popen(
                     argv,
                     cwd=self._job.get("cwd"),
@@ -199,6 +199,7 @@ class Supervisor:
         }
         with contextlib.suppress(OSError):
             self.folder.write_state(state)
+            open_to_group(self.folder)
 
     def _end_orphans(self) -> None:
         """Workers that outlived torchrun cannot go on without it, and nothing of a job stays behind it."""

@@ -15,7 +15,7 @@ from textual.worker import get_current_worker
 
 from collie.events import RunFolder
 from collie.interfaces import CollieError
-from collie.jobs import Means, State, Summary, stop
+from collie.jobs import Means, State, Summary, asked_to_stop, stop
 from collie.tui._screens import HelpScreen, RunScreen, RunsScreen, StopScreen
 from collie.tui._screens._base import SnapshotScreen
 from collie.tui._source import Query, Snapshot, Source, Stream
@@ -97,8 +97,10 @@ class Dashboard(App[None]):
 
     def on_dashboard_fresh(self, message: Fresh) -> None:
         """Keep the snapshot and paint it; begin with the first run selected."""
-        self.snapshot = message.snapshot
+        before, self.snapshot = self.snapshot, message.snapshot
         self.has_read = True
+        if _offers(before) != _offers(self.snapshot):
+            self.screen.refresh_bindings()
         runs = self.snapshot.runs
         if runs and self.query_now.run not in {run.id for run in runs}:
             self.select(runs[0].id)
@@ -133,6 +135,10 @@ class Dashboard(App[None]):
         """Let the reading thread end at once."""
         self._wake.set()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a run there is none to open or to stop."""
+        return self.snapshot.run is not None if action in ("open_run", "stop_run") else True
+
     def action_open_run(self) -> None:
         """The selected run on the whole screen."""
         if self.snapshot.run is not None and isinstance(self.screen, RunsScreen):
@@ -162,12 +168,14 @@ class Dashboard(App[None]):
     @work(thread=True, exit_on_error=False, group="stop")
     def _stop(self, run: Summary, means: Means) -> None:
         try:
-            stop(RunFolder(run.path), means)
+            before = stop(RunFolder(run.path), means)
+            asked = before.state is not State.LOST or asked_to_stop(RunFolder(run.path))
         except (CollieError, OSError) as error:
             self.notify(str(error), severity="error", markup=False)
             return
         told = {Means.STEP: "was asked to stop after its step", Means.TERM: "gets TERM", Means.KILL: "is being killed"}
-        self.notify(f"{run.name} {told[means]}.", markup=False)
+        word = told[means] if asked else "is lost: no process of it is left to ask"
+        self.notify(f"{run.name} {word}.", markup=False)
         self._wake.set()
 
     def get_system_commands(self, screen: Any) -> Any:
@@ -175,6 +183,11 @@ class Dashboard(App[None]):
         for command in super().get_system_commands(screen):
             if command.title not in ("Maximize", "Minimize", "Keys"):
                 yield command
+
+
+def _offers(snapshot: Snapshot) -> tuple[bool, bool]:
+    """What decides which keys do something."""
+    return snapshot.run is not None, snapshot.log is not None and snapshot.log.path is not None
 
 
 def main(root: Path) -> int:

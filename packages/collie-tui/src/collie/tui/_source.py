@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from collie.events import RunFolder, list_runs
-from collie.jobs import LogTail, Peeker, RankLogs, RunReader, RunView, State, Summary, rank_logs, summary
+from collie.jobs import LogTail, Peeker, RankLogs, RunReader, RunView, State, Summary, rank_logs, summary, unreadable
 
 Stream = Literal["stdout", "stderr"]
 
@@ -87,7 +87,7 @@ class Source:
         self.root = root
         self.host = socket.gethostname()
         self._peeker = Peeker()
-        self._ended: dict[str, tuple[int, Summary]] = {}
+        self._ended: dict[str, tuple[object, Summary]] = {}
         self._readers: OrderedDict[str, RunReader] = OrderedDict()
         self._log: _LogSource | None = None
 
@@ -110,17 +110,25 @@ class Source:
         self._readers[query.run] = reader
         while len(self._readers) > _READERS:
             self._readers.popitem(last=False)
-        reader.refresh()
-        return reader.view()
+        try:
+            reader.refresh()
+            return reader.view()
+        except Exception as error:  # whatever is wrong with one run, the others are shown
+            return RunView(unreadable(folders[query.run], error))
 
     def _summary(self, run: RunFolder) -> Summary:
-        """A run that has ended is read again only when its exit file is another."""
-        stamp = _modified(run.path / "exit.json")
+        """A run that has ended is read again only when its exit file, or its events where it has none, are others."""
+        exit_time = _modified(run.path / "exit.json")
+        # Taken before the reading: what comes in between is read the next time.
+        stamp = exit_time or tuple(map(_size, run.event_files()))
         known = self._ended.get(run.id)
-        if known is not None and stamp and known[0] == stamp:
+        if known is not None and known[0] == stamp:
             return known[1]
-        now = summary(run, self._peeker)
-        if stamp and now.status.state.ended:
+        try:
+            now = summary(run, self._peeker)
+        except Exception as error:
+            return unreadable(run, error)
+        if now.status.state.ended and (exit_time or not now.status.managed):
             self._ended[run.id] = (stamp, now)
         return now
 

@@ -1,22 +1,26 @@
 """What the dashboard says: states, facts of a run, costs of a stop. Plain strings with the role of each piece."""
 
 from statistics import median
+from textwrap import shorten
 
 from collie.jobs import (
-    NOTHING,
     RankView,
     RunView,
     State,
     Summary,
     format_age,
+    format_ago,
     format_bytes,
     format_count,
     format_duration,
     format_number,
+    format_progress,
 )
 
 Piece = tuple[str, str]
 """A text and its role: "" plain, or dim, faint, strong, accent, ok, warn, bad, info (a theme gives them colours)."""
+
+_ALERT_WIDTH = 150  # characters: two lines, and the numbers below it stay in sight
 
 _GLYPHS: dict[str, Piece] = {
     "starting": ("◐", "info"),
@@ -27,6 +31,7 @@ _GLYPHS: dict[str, Piece] = {
     "finished": ("✓", "info"),
     "failed": ("✗", "bad"),
     "lost": ("?", "bad"),
+    "unreadable": ("!", "bad"),
 }
 
 
@@ -38,9 +43,7 @@ def state_piece(summary: Summary) -> Piece:
 
 def progress(summary: Summary) -> str:
     """1240/4800, or what of it is known."""
-    if summary.step is None:
-        return NOTHING if summary.total is None else f"0/{summary.total}"
-    return f"{summary.step}/{summary.total}" if summary.total else f"{summary.step}"
+    return format_progress(summary.step, summary.total)
 
 
 def age(t: float | None, now: float) -> str:
@@ -50,8 +53,7 @@ def age(t: float | None, now: float) -> str:
 
 def ago(t: float | None, now: float) -> str:
     """Time since `t` in a sentence: "now", "12s ago", or "—"."""
-    text = age(t, now)
-    return text if text in (NOTHING, "now") else f"{text} ago"
+    return format_ago(None if t is None else now - t)
 
 
 def is_stale(summary: Summary, pace: float | None, now: float) -> bool:
@@ -74,6 +76,7 @@ def slowest(ranks: tuple[RankView, ...]) -> tuple[RankView, float] | None:
 def fact_lines(view: RunView, now: float) -> list[list[Piece]]:
     """What to know of a run at a glance, most important first: the outcome, the numbers, the ranks, the ages."""
     lines = _outcome_lines(view)
+    lines += _alert_lines(view, now)
     lines.append(_number_line(view.summary))
     lines.append(_rank_line(view))
     lines.append(_age_line(view, now))
@@ -88,6 +91,18 @@ def _outcome_lines(view: RunView) -> list[list[Piece]]:
         role = "bad" if status.state is State.LOST else "warn" if status.managed else "dim"
         return [[(status.message, role)]]
     return []
+
+
+def _alert_lines(view: RunView, now: float) -> list[list[Piece]]:
+    """The newest warning or error that a rank raised."""
+    if not view.alerts:
+        return []
+    alert = view.alerts[-1]
+    at = "" if alert.step is None else f" at step {alert.step}"
+    role = "bad" if alert.level in ("error", "critical") else "warn"
+    message = shorten(alert.message, _ALERT_WIDTH, placeholder="…")
+    told = f"▲ {alert.level}, rank {alert.rank}{at}, {ago(alert.t, now)}: {message}"
+    return [[(told, role)]]
 
 
 def _number_line(summary: Summary) -> list[Piece]:
@@ -119,7 +134,7 @@ def _rank_line(view: RunView) -> list[Piece]:
     if heaviest is not None:
         line += [("  memory ", "dim"), (format_bytes(heaviest.memory), ""), (f" (r{heaviest.rank})", "dim")]
     if view.summary.epoch is not None:
-        line += [("  epoch ", "dim"), (str(view.summary.epoch), "")]
+        line += [("  epoch ", "dim"), (str(view.summary.epoch + 1), "")]
     return line
 
 

@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+import textwrap
 import time
 
-from collie.jobs._control import find, ls, stop, wait
-from collie.jobs._format import NOTHING, format_age, format_count, format_duration, format_number
+from collie.jobs._control import asked_to_stop, find, ls, stop, wait
+from collie.jobs._fields import plain
+from collie.jobs._format import format_ago, format_count, format_duration, format_number, format_progress
+from collie.jobs._state import State
 from collie.jobs._status import Status
 from collie.jobs._summary import Summary, summary
 from collie.jobs.cli._exit import EXIT_CODES
@@ -31,17 +34,15 @@ def list_command(options: argparse.Namespace) -> int:
 
 
 def _row(run: Summary) -> tuple[str, ...]:
-    step = NOTHING if run.step is None else f"{run.step}/{run.total}" if run.total else str(run.step)
-    age = format_age(None if run.t is None else time.time() - run.t)
     return (
         run.name,
-        run.state_word,
-        step,
+        textwrap.shorten(run.status.message, 60, placeholder="…") if run.unreadable else run.state_word,
+        format_progress(run.step, run.total),
         format_number(run.loss),
         format_count(run.throughput),
         format_duration(run.eta),
-        f"{age} ago" if age not in (NOTHING, "now") else age,
-        run.id,
+        format_ago(None if run.t is None else time.time() - run.t),
+        plain(run.id),
     )
 
 
@@ -49,9 +50,14 @@ def stop_command(options: argparse.Namespace) -> int:
     """Stop one run; the exit status is 0 when it has ended (or was asked to, with --no-wait)."""
     run = find(options.run, options.runs)
     before = stop(run, options.means, step_grace=options.step_grace, term_grace=options.term_grace)
+    if before.state is State.LOST and asked_to_stop(run):
+        if not options.json:
+            print(f"asked the ranks of {run.id} to stop after their step. Nobody can confirm it: the run is lost.")
+        return _report(options, summary(run), EXIT_CODES["lost"])
     if not before.live:
         if not options.json:
-            print(f"{run.id} is {before.state} already.")
+            nothing = ": no process of it is left to ask" if before.state is State.LOST else " already"
+            print(f"{run.id} is {before.state}{nothing}.")
         return _report(options, summary(run), 0)
     if options.no_wait:
         if not options.json:
@@ -66,8 +72,7 @@ def stop_command(options: argparse.Namespace) -> int:
 
 
 def _say(status: Status) -> None:
-    told = status.message.startswith(str(status.state)) or not status.message
-    print(status.message or str(status.state) if told else f"{status.state}: {status.message}", flush=True)
+    print(status.sentence(), flush=True)
 
 
 def _report(options: argparse.Namespace, after: Summary, code: int) -> int:

@@ -2,12 +2,16 @@
 
 import json
 import math
+import re
 from typing import Any
+
+_UNSAFE = re.compile(r"[\x7f-\x9f\ud800-\udfff]")
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON text."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    """`value` as JSON text; what a terminal would act on is escaped."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _finite(value: Any) -> Any:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 from collie.events import runs_root
 from collie.interfaces import CollieError
+from collie.jobs._fields import plain
 from collie.jobs._order import Means
 from collie.jobs.cli._commands import list_command, stop_command
 from collie.jobs.cli._exit import EXIT_CODES, USAGE
 from collie.jobs.cli._run import run_command
+
+_SHIELDED = "\0--"  # no argument of a process can hold a NUL
 
 _EPILOG = """\
 Jobs go on when this terminal closes. `collie-tui` without a command opens the dashboard and finds them again.
@@ -25,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets "?" for a glyph, not a traceback
-    options = _parser().parse_args(argv)
+    options = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         match options.command:
             case "run":
@@ -39,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_CODES["left"]
     except CollieError as error:
-        print(f"collie-tui: {error}", file=sys.stderr)
+        print(f"collie-tui: {plain(str(error), newlines=True)}", file=sys.stderr)
         return USAGE
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output is gone; the job is not
@@ -48,6 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"collie-tui: {error.strerror or error}{where}", file=sys.stderr)
         return USAGE
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The options in `argv`. As for python, what follows a script is the script's: a "--" too, which argparse eats."""
+    shielded = argv
+    if "--" in argv and "run" in argv[: argv.index("--")]:
+        shielded = [_SHIELDED if word == "--" else word for word in argv]
+    options = _parser().parse_args(shielded)
+    if options.command == "run":
+        words = [options.script, *options.args]
+        if words[0] == _SHIELDED:  # run -- SCRIPT
+            words = words[1:]
+        if not words:
+            _parser().parse_args(["run"])  # says what is missing
+        options.script, *options.args = ("--" if word == _SHIELDED else word for word in words)
+    return options
 
 
 def _dashboard(root: Path | None) -> int:
@@ -84,16 +103,21 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", sh
         parents=[shared],
         help="start a script under torchrun as a job of its own, and follow it",
         description="Start SCRIPT under torchrun as a job that outlives this terminal, and follow it: the output of "
-        "rank 0, steps, evaluations. Ctrl-C leaves the job running.",
+        "rank 0, steps, evaluations. Ctrl-C leaves the job running. The command line is kept in the run's job.json, "
+        "which only you can read (with --group-readable your group too): give secrets in the environment instead.",
         epilog="exit status: 0 the job finished, 1 it failed, 3 it was stopped, 4 it was lost, 130 it was left running",
     )
     run.add_argument("--nproc", type=int, metavar="N", help="number of ranks; by default one a GPU, or 1")
     run.add_argument("--name", help="what to call the run; by default the script's name")
     run.add_argument("--python", metavar="PATH", help="the Python that has torch; by default the one of collie-tui")
     run.add_argument("--detach", action="store_true", help="start the job and return at once")
+    run.add_argument(
+        "--group-readable", action="store_true", help="let your group read the run, but never ask anything of it"
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object a line")
     run.add_argument("script", metavar="SCRIPT", help="path of a Python script")
-    run.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments of the script")
+    rest = run.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments of the script")
+    rest.required = False  # or a missing SCRIPT would be told as a missing ARGS too
 
 
 def _add_stop(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", shared: argparse.ArgumentParser) -> None:

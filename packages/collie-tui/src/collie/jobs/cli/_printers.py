@@ -6,6 +6,7 @@ import sys
 from typing import Any, Protocol
 
 from collie.events import Alert, Checkpoint, Eval, Record, RunFolder, Sample, Step
+from collie.jobs._fields import text_of
 from collie.jobs._format import format_bytes, format_count, format_duration, format_number
 from collie.jobs._rank import finished
 from collie.jobs._status import Status
@@ -52,7 +53,7 @@ class TextPrinter:
     def started(self, run: RunFolder, job: dict[str, Any]) -> None:
         """Name, ranks, and where everything is kept."""
         ranks = "1 rank" if job.get("nproc") == 1 else f"{job.get('nproc')} ranks"
-        self._say(f"{display_name(run.id)}: {job.get('script')} on {ranks}, kept in {run.path}", "1")
+        self._say(f"{display_name(run.id)}: {text_of(job.get('script'))} on {ranks}, kept in {run.path}", "1")
 
     def state(self, status: Status) -> None:
         """The state and the sentence about it; a run that just runs shows that by its steps."""
@@ -84,7 +85,8 @@ class TextPrinter:
         at = "" if record.step is None else f" at step {finished(record.step)}"
         if isinstance(event, Eval):
             results = "  ".join(f"{name} {format_number(value)}" for name, value in event.results.items())
-            self._say(f"{event.name}{at}: {results}  ({event.rows} rows, {format_duration(event.seconds)})", "36")
+            told = f": {results}" if results else ""
+            self._say(f"{event.name}{at}{told}  ({event.rows} rows, {format_duration(event.seconds)})", "36")
         elif isinstance(event, Sample):
             self._say(f"text{at}: {_quoted(event.prompt)} → {_quoted(event.output)}", "36")
         elif isinstance(event, Checkpoint):
@@ -113,8 +115,7 @@ class TextPrinter:
                 print(f"  {line}", file=sys.stderr)
             sys.stderr.flush()
         style = {"finished": "1;32", "failed": "1;31"}.get(str(status.state), "1;33")
-        told = status.message if status.message.startswith(str(status.state)) else f"{status.state}: {status.message}"
-        self._say(f"{name} {told}" if status.message else f"{name} {status.state}", style)
+        self._say(f"{name} {status.sentence()}", style)
 
 
 def _quoted(text: str) -> str:

@@ -21,14 +21,21 @@ _SAMPLES = 3  # decoded texts shown of one evaluation
 def run_command(options: argparse.Namespace) -> int:
     """Start the job; follow it to its end unless asked not to. Returns what the job's end means as exit status."""
     printer: Printer = JsonPrinter() if options.json else TextPrinter()
-    run = start(
-        options.script,
-        options.args,
-        nproc=options.nproc,
-        name=options.name,
-        root=getattr(options, "runs", None),
-        python=options.python,
-    )
+    try:
+        run = start(
+            options.script,
+            options.args,
+            nproc=options.nproc,
+            name=options.name,
+            root=getattr(options, "runs", None),
+            python=options.python,
+            group_readable=options.group_readable,
+        )
+    except KeyboardInterrupt:
+        print(
+            "\ncollie-tui: interrupted while the job was starting: it was ended, nothing of it runs.", file=sys.stderr
+        )
+        return EXIT_CODES["left"]
     job = run.read_job() or {}
     printer.started(run, job)
     if options.detach:

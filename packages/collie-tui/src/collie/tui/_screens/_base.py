@@ -6,9 +6,11 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, cast
 
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
+from textual.widgets import Footer
 
 from collie.tui._source import Snapshot
 from collie.tui._widgets import LogPane, RankTable, RunPanel, Table
@@ -17,6 +19,7 @@ from collie.tui._widgets._panel import VIEWS, View
 if TYPE_CHECKING:
     from collie.tui._app import Dashboard
 
+_ROOMY = 72  # columns that the keys need with room between them
 _VIEWS = Binding.Group("views", compact=True)
 _RANKS = Binding.Group("rank", compact=True)
 
@@ -57,13 +60,24 @@ class SnapshotScreen(Screen[None]):
     def action_view(self, view: View) -> None:
         """Change what the panel shows, and put the focus where keys make sense."""
         panel = self.query_one(RunPanel)
-        panel.view = view if view in VIEWS else "overview"
+        panel.view = panel.chosen = view if view in VIEWS else "overview"
         target = {"ranks": RankTable, "log": LogPane}.get(view)
         if target is not None:
             self.query_one(target).focus()
         else:
             self.focus_first()
         self.call_after_refresh(self.refresh_snapshot)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """All keys stay in sight on a narrow terminal, closer together."""
+        self.query_one(Footer).compact = event.size.width < _ROOMY
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys that would do nothing, without a run or without logs, are not shown."""
+        snapshot = self.dashboard.snapshot
+        if action in ("rank", "stream"):
+            return snapshot.log is not None and snapshot.log.path is not None
+        return snapshot.run is not None if action == "view" else True
 
     def focus_first(self) -> None:
         """Where the focus is in the overview."""

@@ -32,7 +32,7 @@ _STATES = (
     ("■ stopped", "warn", "it was stopped, which is no failure"),
     ("✓ finished", "info", "it made all its steps"),
     ("✗ failed", "bad", "the first rank that failed, and why, is told first"),
-    ("? lost", "bad", "its supervisor is gone; training may go on"),
+    ("? lost", "bad", "nobody answers for it; its ranks may go on"),
 )
 
 

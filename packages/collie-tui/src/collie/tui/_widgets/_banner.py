@@ -21,12 +21,13 @@ class Banner(Static, Roles):
     def show(self, runs: Sequence[Summary], now: float, problem: str = "") -> None:
         """Count the runs."""
         live = sum(run.status.live for run in runs)
-        failed = sum(run.status.state in (State.FAILED, State.LOST) for run in runs)
+        failed = sum(run.status.state is State.FAILED for run in runs)
+        lost = sum(run.state_word == "lost" for run in runs)
+        unreadable = sum(run.unreadable for run in runs)
         counts = [f"{len(runs)} run{'' if len(runs) == 1 else 's'}"]
         if live:
             counts.append(f"{live} live")
-        if failed:
-            counts.append(f"{failed} failed")
+        counts += [f"{n} {word}" for n, word in ((failed, "failed"), (lost, "lost"), (unreadable, "unreadable")) if n]
         clock = time.strftime("%H:%M", time.localtime(now))
         told = problem or " · ".join(counts)
         shown = f"{told}{clock}{self.size.width}{self.app.theme}"

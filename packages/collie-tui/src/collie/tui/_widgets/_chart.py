@@ -25,13 +25,14 @@ class Chart(Widget, Roles):
         super().__init__(id=id)
         self._curve = Curve()
         self._marks: tuple[int, ...] = ()
+        self._live = True
         self._strips: list[Strip] | None = None
 
-    def show(self, curve: Curve, marks: tuple[int, ...]) -> None:
-        """Draw this curve."""
-        if curve == self._curve and marks == self._marks:
+    def show(self, curve: Curve, marks: tuple[int, ...], *, live: bool = True) -> None:
+        """Draw this curve; live: whether more of it may come."""
+        if curve == self._curve and marks == self._marks and live == self._live:
             return
-        self._curve, self._marks = curve, marks
+        self._curve, self._marks, self._live = curve, marks, live
         self._redraw()
 
     def on_resize(self) -> None:
@@ -61,7 +62,7 @@ class Chart(Widget, Roles):
         if width < 8 or height < 2:
             return []
         if not self._curve.points:
-            text = "no loss yet" if not self._curve.gaps else "no finite loss"
+            text = "no finite loss" if self._curve.gaps else "no loss yet" if self._live else "no loss"
             lines = [Strip.blank(self.size.width, base)] * (height // 2)
             return [*lines, Strip([Segment(text.center(self.size.width), dim)])]
         x, y = spans(self._curve.points)

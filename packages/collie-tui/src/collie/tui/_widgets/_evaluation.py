@@ -33,7 +33,8 @@ class EvaluationPane(VerticalScroll, Roles):
 
     def _written(self, view: RunView | None, now: float) -> Text:
         if view is None or not (view.evaluations or view.samples):
-            return self.paint(("no evaluation yet", "dim"))
+            ended = view is not None and not view.summary.status.live
+            return self.paint(("no evaluation" if ended else "no evaluation yet", "dim"))
         lines = [self._results(group, now) for group in _by_step(view.evaluations)]
         lines += [self._sample(sample) for sample in view.samples[:_TEXTS]]
         return Text("\n").join(lines)

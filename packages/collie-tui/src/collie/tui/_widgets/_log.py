@@ -40,9 +40,8 @@ class LogPane(ScrollView, Roles, can_focus=True):
         before, self._view = self._view, view
         same = before is not None and view is not None and before.key == view.key
         self._follow = self._follow or not same
-        old_first = before.first if before is not None else 0
-        lines = view.lines if view is not None else ()
-        self._lines = (*lines, view.partial) if view is not None and view.partial else lines
+        shift = _first_line(view) - _first_line(before)
+        self._lines = _all_lines(view)
         if same and before is not None and view is not None:
             came = view.first + len(view.lines) - before.first - len(before.lines)
             self._new = 0 if self._follow else self._new + came
@@ -52,8 +51,8 @@ class LogPane(ScrollView, Roles, can_focus=True):
         self.virtual_size = Size(max(wide, 1), len(self._lines))
         if self._follow:
             self.scroll_end(animate=False, immediate=True, x_axis=False)
-        elif same and view is not None and view.first > old_first:
-            self.scroll_relative(y=old_first - view.first, animate=False)  # the same lines stay in sight
+        elif same and shift:
+            self.scroll_relative(y=-shift, animate=False)  # the same lines stay in sight
         self._retitle()
         self.refresh()
 
@@ -92,7 +91,8 @@ class LogPane(ScrollView, Roles, can_focus=True):
             text = self._empty() if y == 0 and not self._lines else ""
             return Strip([Segment(text, base + self.role("dim"))]).adjust_cell_length(width, base)
         line = Text(self._lines[number], no_wrap=True, end="")
-        line.stylize(base + self.role(_role(self._lines[number])))
+        above = number == 0 and self._view is not None and self._view.cut
+        line.stylize(base + self.role("dim" if above else _role(self._lines[number])))
         selection = self.text_selection
         if selection is not None and (span := selection.get_span(number)) is not None:
             start, end = span
@@ -113,6 +113,19 @@ class LogPane(ScrollView, Roles, can_focus=True):
     def selection_updated(self, selection: Selection | None) -> None:
         """Paint the mark."""
         self.refresh()
+
+
+def _first_line(view: LogView | None) -> int:
+    """The number that the line at the top of the pane has, or would have."""
+    return 0 if view is None else view.first - int(view.cut)
+
+
+def _all_lines(view: LogView | None) -> tuple[str, ...]:
+    """What the pane holds: a sign where earlier lines are left out, the lines, the one being written."""
+    if view is None:
+        return ()
+    above = (f"… earlier lines in {view.path}",) if view.cut else ()
+    return (*above, *view.lines, view.partial) if view.partial else (*above, *view.lines)
 
 
 def _role(line: str) -> str:

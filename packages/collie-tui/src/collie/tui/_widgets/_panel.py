@@ -8,6 +8,7 @@ from textual.containers import Container, Vertical
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from collie.jobs import RunView, State
 from collie.tui._source import Snapshot
 from collie.tui._theme import Roles
 from collie.tui._widgets._chart import Chart
@@ -65,6 +66,8 @@ class RunPanel(Vertical):
     """Shows the selected run. A small panel shows one view at a time; in a large one the overview holds all."""
 
     view: reactive[View] = reactive("overview")
+    chosen: View | None = None
+    """The view that a person asked for; without one, a small panel opens the log of a run that has no more to show."""
 
     def compose(self) -> ComposeResult:
         """Title, facts, panes."""
@@ -93,13 +96,19 @@ class RunPanel(Vertical):
         for view in VIEWS:
             self.set_class(view == self.view, f"-{view}")
 
+    def _best_view(self, run: RunView) -> View:
+        """In a small panel a failed run and one without events open on their log: there the reason stands."""
+        nothing_else = run.summary.status.state is State.FAILED or not (run.ranks or run.behind)
+        return "log" if nothing_else and self.has_class("-compact") else "overview"
+
     def show(self, snapshot: Snapshot, now: float) -> None:
         """Hand each part what it shows."""
         run = snapshot.run
+        self.view = self.chosen or (self._best_view(run) if run is not None else "overview")
         self.query_one(PanelTitle).show(snapshot, self.view)
         self.query_one(Facts).show(run, now)
         if run is not None:
-            self.query_one(Chart).show(run.loss, run.evaluated_at)
+            self.query_one(Chart).show(run.loss, run.evaluated_at, live=run.summary.status.live)
         self.query_one(EvaluationPane).show(run, now)
         self.query_one(RankTable).show_ranks(run, now, snapshot.log.rank if snapshot.log is not None else None)
         self.query_one(LogPane).show(snapshot.log)

@@ -13,7 +13,7 @@ class RunTable(Table):
 
     COLUMNS = (
         Column("RUN", 14, flexible=True, most=44),
-        Column("STATE", 11),
+        Column("STATE", 12),
         Column("STEP", 11, right=True),
         Column("LOSS", 7, right=True),
         Column("TOK/S", 6, right=True, priority=2),
