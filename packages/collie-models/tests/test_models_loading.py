@@ -57,7 +57,9 @@ def test_the_family_is_found(case, family):
 
 
 def test_unknown_model_types_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"model_type 'bert'; known are codegen, llama, moss\."):
+    with pytest.raises(
+        ConfigError, match=r"model_type 'bert'; known are codegen, llama, mistral, moss, qwen2, qwen3\."
+    ):
         CollieModelForCausalLM.from_config(config(PretrainedConfig.from_dict({"model_type": "bert"})))
     with pytest.raises(ConfigError, match=r"Did you mean 'llama'\?"):
         find_family(PretrainedConfig.from_dict({"model_type": "lama"}))

@@ -6,14 +6,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaForCausalLM
+from transformers import (
+    CodeGenConfig,
+    CodeGenForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from collie.config import CollieConfig
 from collie.models import CollieModelForCausalLM
 from collie.module import GPTLMLoss
-from collie.testing import golden, toy_llama_config
+from collie.testing import golden, toy_config, toy_llama_config
 
-CASES = ["moss_moon", "codegen", "llama2", "llama3"]
+CASES = [
+    *("llama2", "llama3", "qwen2", "qwen3", "mistral", "mistral_swa"),
+    *("moss_moon", "codegen"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +102,24 @@ LLAMA3 = {
         lambda: LlamaForCausalLM(toy_llama_config(attention_bias=True, mlp_bias=True, head_dim=12)),
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LINEAR)),
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LLAMA3)),
+        lambda: Qwen2ForCausalLM(toy_config(Qwen2Config)),
+        lambda: Qwen2ForCausalLM(
+            toy_config(Qwen2Config, num_hidden_layers=3, use_sliding_window=True, sliding_window=5, max_window_layers=1)
+        ),
+        lambda: Qwen3ForCausalLM(toy_config(Qwen3Config, head_dim=12, attention_bias=True, tie_word_embeddings=True)),
+        lambda: MistralForCausalLM(toy_config(MistralConfig, sliding_window=None)),
+        lambda: MistralForCausalLM(toy_config(MistralConfig, sliding_window=7)),
         lambda: CodeGenForCausalLM(
             CodeGenConfig(
                 vocab_size=97, n_positions=64, n_ctx=64, n_embd=48, n_layer=2, n_head=4, n_inner=40, rotary_dim=6
             )
         ),
     ],
-    ids=["llama", "tied, one kv head", "biases, wide heads", "linear rope", "llama3 rope", "codegen"],
+    ids=[
+        *("llama", "tied, one kv head", "biases, wide heads", "linear rope", "llama3 rope"),
+        *("qwen2", "qwen2, windows in some layers", "qwen3, biases, wide heads, tied", "mistral", "mistral, window"),
+        "codegen",
+    ],
 )
 def test_logits_and_gradients_equal_those_of_transformers(reference, tmp_path):
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=type[CollieModelForCausalLM])
 
 _ENTRY_POINTS = "collie.models"
-_OURS = ("collie.models.llama", "collie.models.moss_moon")
+_OURS = tuple(f"collie.models.{family}" for family in ("llama", "qwen2", "qwen3", "mistral", "moss_moon"))
 _families: list["type[CollieModelForCausalLM]"] = []
 
 
