@@ -25,7 +25,7 @@ from collie.testing import golden, toy_config, toy_llama_config
 
 CASES = [
     *("llama2", "llama3", "qwen2", "qwen3", "mistral", "mistral_swa"),
-    *("moss_moon", "codegen"),
+    *("moss_moon", "codegen", "moss7b_via_llama", "internlm", "internlm_nobias", "internlm2", "chatglm2"),
 ]
 
 
@@ -84,6 +84,8 @@ def test_greedy_tokens_equal_the_reference(case, use_cache):
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 4.0,
@@ -101,6 +103,8 @@ LLAMA3 = {
         lambda: LlamaForCausalLM(toy_llama_config(tie_word_embeddings=True, num_key_value_heads=1)),
         lambda: LlamaForCausalLM(toy_llama_config(attention_bias=True, mlp_bias=True, head_dim=12)),
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LINEAR)),
+        lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=DYNAMIC, max_position_embeddings=12)),
+        lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=YARN)),
         lambda: LlamaForCausalLM(toy_llama_config(rope_parameters=LLAMA3)),
         lambda: Qwen2ForCausalLM(toy_config(Qwen2Config)),
         lambda: Qwen2ForCausalLM(
@@ -116,7 +120,8 @@ LLAMA3 = {
         ),
     ],
     ids=[
-        *("llama", "tied, one kv head", "biases, wide heads", "linear rope", "llama3 rope"),
+        *("llama", "tied, one kv head", "biases, wide heads", "linear rope"),
+        *("dynamic rope, beyond the original length", "yarn rope", "llama3 rope"),
         *("qwen2", "qwen2, windows in some layers", "qwen3, biases, wide heads, tied", "mistral", "mistral, window"),
         "codegen",
     ],
