@@ -25,7 +25,8 @@ from collie.testing import golden, toy_config, toy_llama_config
 
 CASES = [
     *("llama2", "llama3", "qwen2", "qwen3", "mistral", "mistral_swa"),
-    *("moss_moon", "codegen", "moss7b_via_llama", "internlm", "internlm_nobias", "internlm2", "chatglm2"),
+    *("moss_moon", "codegen", "moss7b_via_llama", "internlm", "internlm_nobias", "internlm2"),
+    *("chatglm2", "chatglm", "chatglm_shallow"),
 ]
 
 
@@ -81,6 +82,37 @@ def test_greedy_tokens_equal_the_reference(case, use_cache):
         prompt, max_new_tokens=greedy.shape[1], do_sample=False, use_cache=use_cache, eos_token_id=None, pad_token_id=0
     )
     assert torch.equal(new[:, prompt.shape[1] :], greedy)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_saved_model_is_read_back_with_equal_logits(case, tmp_path):
+    """Under the names and in the row order of the checkpoint that it came from."""
+    model, stored, _ = load(case, use_flash=True)
+    model.save_pretrained(tmp_path)
+    source, saved = (load_file(folder / "model.safetensors") for folder in (golden(case), tmp_path))
+    assert all(torch.equal(tensor, source[name]) for name, tensor in saved.items())
+    left_out = {name for name in source if name not in saved and not model.names.ignores(name)}
+    assert left_out <= ({"lm_head.weight"} if model.head.weight is model.embed.weight else set())
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads((golden(case) / "config.json").read_text())
+    again = CollieModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    with torch.no_grad():
+        assert torch.equal(again(stored["nopad_input_ids"]).logits, model(stored["nopad_input_ids"]).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_from_no_checkpoint_is_read_back(case, tmp_path):
+    """Its config.json is our own description, with the family's defaults in it."""
+    config = CollieConfig.from_pretrained(str(golden(case)))
+    config.source, config.initization_method = None, "normal"
+    config.initization_method_params = {"std": 0.2}
+    model = CollieModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    again = CollieModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is type(model)
+    ids = load_file(golden(case) / "golden.safetensors")["nopad_input_ids"]
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}

@@ -44,6 +44,7 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.data": ("CollieBatchSampler", "CollieDataLoader", "CollieDatasetForTraining"),
     "collie.models": (
         "ChatGLM2ForCausalLM",
+        "ChatGLMForCausalLM",
         "CollieModelForCausalLM",
         "InternLM2ForCausalLM",
         "InternLMForCausalLM",

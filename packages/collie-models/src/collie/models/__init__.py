@@ -3,6 +3,7 @@
 from collie.models._generation import CausalLMOutput
 from collie.models._registry import find_family, register
 from collie.models.base import CollieModelForCausalLM
+from collie.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from collie.models.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
 from collie.models.internlm import InternLMConfig, InternLMForCausalLM
 from collie.models.internlm2 import InternLM2Config, InternLM2ForCausalLM
@@ -17,6 +18,8 @@ __all__ = [
     "CausalLMOutput",
     "ChatGLM2Config",
     "ChatGLM2ForCausalLM",
+    "ChatGLMConfig",
+    "ChatGLMForCausalLM",
     "CollieModelForCausalLM",
     "InternLM2Config",
     "InternLM2ForCausalLM",

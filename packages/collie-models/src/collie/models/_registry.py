@@ -17,7 +17,7 @@ _OURS = tuple(
     f"collie.models.{family}"
     for family in (
         *("llama", "qwen2", "qwen3", "mistral", "moss_moon", "moss"),
-        *("chatglm2", "internlm", "internlm2"),
+        *("chatglm2", "chatglm", "internlm", "internlm2"),
     )
 )
 _families: list["type[CollieModelForCausalLM]"] = []

@@ -1,6 +1,6 @@
 """The config of ChatGLM2, which transformers does not have."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -46,3 +46,10 @@ class ChatGLM2Config(PretrainedConfig):
     pad_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a config.json. Where it has a vocab_size beside padded_vocab_size, the weights have the latter."""
+        both = "padded_vocab_size" in config_dict
+        values = {key: value for key, value in config_dict.items() if not (both and key == "vocab_size")}
+        return super().from_dict(values, **kwargs)
