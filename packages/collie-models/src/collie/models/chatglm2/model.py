@@ -40,10 +40,10 @@ class ChatGLM2ForCausalLM(LlamaForCausalLM):
         """The name "chatglm" is also that of ChatGLM, which has as many key/value heads as others."""
         return model_config.model_type in cls.model_types and hasattr(model_config, "multi_query_attention")
 
-    def attention(self, index: int, **special: Any) -> Attention:
+    def make_attention(self, index: int, **special: Any) -> Attention:
         model = self.config
         own = {"fused": True, "bias": model.add_qkv_bias or model.add_bias_linear, "out_bias": model.add_bias_linear}
-        return super().attention(index, **own | special)
+        return super().make_attention(index, **own | special)
 
-    def mlp(self, **special: Any) -> GatedMLP:
-        return super().mlp(**{"fused": True, "bias": self.config.add_bias_linear} | special)
+    def make_mlp(self, **special: Any) -> GatedMLP:
+        return super().make_mlp(**{"fused": True, "bias": self.config.add_bias_linear} | special)

@@ -26,6 +26,6 @@ class InternLMForCausalLM(LlamaForCausalLM):
             longest = self.config.max_position_embeddings
             self.rope = Rope(head_dim(self.config), rotary.get("base", 10000.0), scaling=scaling, longest=longest)
 
-    def attention(self, index: int, **special: Any) -> Attention:
+    def make_attention(self, index: int, **special: Any) -> Attention:
         bias = self.config.bias
-        return super().attention(index, **{"bias": bias, "out_bias": bias} | special)
+        return super().make_attention(index, **{"bias": bias, "out_bias": bias} | special)

@@ -18,6 +18,6 @@ class InternLM2ForCausalLM(LlamaForCausalLM):
     architecture = "InternLM2ForCausalLM"
     config_class = InternLM2Config
 
-    def attention(self, index: int, **special: Any) -> Attention:
+    def make_attention(self, index: int, **special: Any) -> Attention:
         bias = self.config.bias
-        return super().attention(index, **{"fused": True, "bias": bias, "out_bias": bias} | special)
+        return super().make_attention(index, **{"fused": True, "bias": bias, "out_bias": bias} | special)

@@ -37,7 +37,7 @@ class LlamaLayer(nn.Module):
 class LlamaForCausalLM(CollieModelForCausalLM):
     """LLaMA, with grouped heads, biases, scaled rotary embedding, windows and a tied head where the config has them.
 
-    Families of its kind are subclasses: they say in `attention` and `mlp` what is special about them.
+    Families of its kind are subclasses: they say in `make_attention` and `make_mlp` what is special about them.
     """
 
     model_types = ("llama",)
@@ -49,14 +49,17 @@ class LlamaForCausalLM(CollieModelForCausalLM):
         model = self.config
         self.embed = nn.Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleDict(
-            {str(i): LlamaLayer(config, self.attention(i), self.mlp()) for i in range(model.num_hidden_layers)}
+            {
+                str(i): LlamaLayer(config, self.make_attention(i), self.make_mlp())
+                for i in range(model.num_hidden_layers)
+            }
         )
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
         self.head = LMHead(model.hidden_size, model.vocab_size, bias=False)
         self.rope = Rope.from_config(model, head_dim(model))
         self.tie_weights()
 
-    def attention(self, index: int, **special: Any) -> Attention:
+    def make_attention(self, index: int, **special: Any) -> Attention:
         """Make layer `index`'s attention; `special` are those of its settings that this family has otherwise."""
         model, bias = self.config, getattr(self.config, "attention_bias", False)
         settings = {"bias": bias, "out_bias": bias, "window": window(model, index)} | special
@@ -71,8 +74,8 @@ class LlamaForCausalLM(CollieModelForCausalLM):
             **settings,
         )
 
-    def mlp(self, **special: Any) -> GatedMLP:
-        """Make a layer's MLP; `special` as in `attention`."""
+    def make_mlp(self, **special: Any) -> GatedMLP:
+        """Make a layer's MLP; `special` as in `make_attention`."""
         model = self.config
         settings = {"bias": getattr(model, "mlp_bias", False)} | special
         return GatedMLP(model.hidden_size, model.intermediate_size, model.hidden_act, **settings)

@@ -14,5 +14,5 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
     model_types = ("qwen2",)
     architecture = "Qwen2ForCausalLM"
 
-    def attention(self, index: int, **special: Any) -> Attention:
-        return super().attention(index, **{"bias": True, "out_bias": False} | special)
+    def make_attention(self, index: int, **special: Any) -> Attention:
+        return super().make_attention(index, **{"bias": True, "out_bias": False} | special)

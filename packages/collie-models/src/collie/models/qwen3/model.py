@@ -16,5 +16,5 @@ class Qwen3ForCausalLM(LlamaForCausalLM):
     names = NAMES
     architecture = "Qwen3ForCausalLM"
 
-    def attention(self, index: int, **special: Any) -> Attention:
-        return super().attention(index, **{"qk_norm_eps": self.config.rms_norm_eps} | special)
+    def make_attention(self, index: int, **special: Any) -> Attention:
+        return super().make_attention(index, **{"qk_norm_eps": self.config.rms_norm_eps} | special)
