@@ -62,7 +62,7 @@ class LlamaForCausalLM(CollieModelForCausalLM):
     def make_attention(self, index: int, **special: Any) -> Attention:
         """Make layer `index`'s attention; `special` are those of its settings that this family has otherwise."""
         model, bias = self.config, getattr(self.config, "attention_bias", False)
-        settings = {"bias": bias, "out_bias": bias, "window": window(model, index)} | special
+        settings: dict[str, Any] = {"bias": bias, "out_bias": bias, "window": window(model, index)} | special
         return Attention(
             model.hidden_size,
             model.num_attention_heads,
@@ -77,7 +77,7 @@ class LlamaForCausalLM(CollieModelForCausalLM):
     def make_mlp(self, **special: Any) -> GatedMLP:
         """Make a layer's MLP; `special` as in `make_attention`."""
         model = self.config
-        settings = {"bias": getattr(model, "mlp_bias", False)} | special
+        settings: dict[str, Any] = {"bias": getattr(model, "mlp_bias", False)} | special
         return GatedMLP(model.hidden_size, model.intermediate_size, model.hidden_act, **settings)
 
 
