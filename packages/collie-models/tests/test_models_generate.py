@@ -3,13 +3,19 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config, StaticCache
 
 from collie.config import CollieConfig
 from collie.models import CausalLMOutput, CollieModelForCausalLM
-from collie.testing import toy_llama_config, toy_moss_config
+from collie.testing import toy_config, toy_llama_config, toy_moss_config
 
-FAMILIES = {"llama": toy_llama_config, "moss": toy_moss_config}
+FAMILIES = {
+    "llama": toy_llama_config,
+    "moss": toy_moss_config,
+    "mistral": lambda: toy_config(MistralConfig, sliding_window=4),
+    "qwen2": lambda: toy_config(Qwen2Config, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    "qwen3": lambda: toy_config(Qwen3Config, head_dim=12),
+}
 IDS = torch.tensor([[5, 9, 13, 40, 41, 7, 22, 81]])
 
 
@@ -59,6 +65,13 @@ def test_a_forward_in_pieces_equals_one(model):
         pieces = [model(part, past_key_values=cache).logits for part in IDS.split([3, 1, 4], 1)]
     assert_close(torch.cat(pieces, 1), whole, atol=1e-5, rtol=0)
     assert cache.get_seq_length() == 8
+
+
+def test_a_cache_that_knows_of_no_window_gives_the_same(model):
+    cache = DynamicCache()
+    with torch.no_grad():
+        pieces = [model(part, past_key_values=cache).logits for part in IDS.split([6, 1, 1], 1)]
+        assert_close(torch.cat(pieces, 1), model(IDS).logits, atol=1e-5, rtol=0)
 
 
 def test_positions_of_the_user_are_used(model):

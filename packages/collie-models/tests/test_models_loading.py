@@ -15,6 +15,7 @@ from collie.models import (
     LlamaForCausalLM,
     Moss003MoonConfig,
     Moss003MoonForCausalLM,
+    MossForCausalLM,
     _registry,
     find_family,
     register,
@@ -45,10 +46,18 @@ def test_names_that_are_promised():
 @pytest.mark.parametrize(
     ("case", "family"),
     [
-        ("llama2", LlamaForCausalLM),
-        ("llama3", LlamaForCausalLM),
-        ("moss_moon", Moss003MoonForCausalLM),
-        ("codegen", Moss003MoonForCausalLM),
+        ("llama2", collie.models.LlamaForCausalLM),
+        ("llama3", collie.models.LlamaForCausalLM),
+        ("qwen2", collie.models.Qwen2ForCausalLM),
+        ("qwen3", collie.models.Qwen3ForCausalLM),
+        ("mistral", collie.models.MistralForCausalLM),
+        ("moss_moon", collie.models.Moss003MoonForCausalLM),
+        ("codegen", collie.models.Moss003MoonForCausalLM),
+        ("moss7b_via_llama", collie.models.MossForCausalLM),
+        ("chatglm2", collie.models.ChatGLM2ForCausalLM),
+        ("chatglm", collie.models.ChatGLMForCausalLM),
+        ("internlm", collie.models.InternLMForCausalLM),
+        ("internlm2", collie.models.InternLM2ForCausalLM),
     ],
 )
 def test_the_family_is_found(case, family):
@@ -57,17 +66,19 @@ def test_the_family_is_found(case, family):
 
 
 def test_unknown_model_types_are_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match=r"model_type 'bert'; known are codegen, llama, moss\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"'bert'; known are chatglm, codegen, internlm, internlm2, llama, mistral, moss, qwen2, qwen3\.",
+    ):
         CollieModelForCausalLM.from_config(config(PretrainedConfig.from_dict({"model_type": "bert"})))
     with pytest.raises(ConfigError, match=r"Did you mean 'llama'\?"):
         find_family(PretrainedConfig.from_dict({"model_type": "lama"}))
-    moss_7b = PretrainedConfig.from_dict({"model_type": "moss", "hidden_size": 64, "rms_norm_eps": 1e-5})
-    with pytest.raises(ConfigError, match="model_type 'moss'"):
-        find_family(moss_7b)
 
 
 def test_a_familys_class_refuses_another_familys_config():
-    with pytest.raises(ConfigError, match=r"LlamaForCausalLM serves model_type 'llama', but this config has 'moss'"):
+    with pytest.raises(ConfigError, match=r"MossForCausalLM does not serve .* 'moss': Moss003MoonForCausalLM does"):
+        MossForCausalLM.from_pretrained(golden("moss_moon"))
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM does not serve .* 'moss': Moss003MoonForCausalLM does"):
         LlamaForCausalLM.from_pretrained(golden("moss_moon"))
 
 
@@ -88,6 +99,38 @@ def test_another_distribution_brings_a_family(monkeypatch):
         _registry._import_families.cache_clear()
     assert type(model) is Mine and asked == ["collie.models"]
     assert register(Mine) is Mine and _registry._families.count(Mine) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "field", "value"),
+    [("chatglm2", "rope_ratio", 16), ("chatglm2", "multi_query_attention", False), ("chatglm", "pre_seq_len", 128)],
+)
+def test_variants_that_a_family_does_not_build_are_refused(case, field, value):
+    settings = CollieConfig.from_pretrained(str(golden(case)))
+    settings.model_config.__dict__[field] = value
+    with pytest.raises(ConfigError, match=rf"{field}={value} in the config of model_type 'chatglm' is not supported"):
+        CollieModelForCausalLM.from_pretrained(golden(case), config=settings)
+
+
+def test_chatglm2s_matrices_have_the_padded_vocabulary():
+    settings = CollieConfig.from_pretrained(str(golden("chatglm2")))
+    settings.model_config.vocab_size = 250  # tokens of the tokenizer
+    model = CollieModelForCausalLM.from_pretrained(golden("chatglm2"), config=settings)
+    assert model.embed.weight.shape[0] == model.config.vocab_size == 259
+
+
+def test_internlms_older_spelling_of_theta_is_read():
+    settings = CollieConfig.from_pretrained(str(golden("internlm")))
+    settings.model_config.rotary = {"base": 5000, "type": "dynamic"}
+    model = CollieModelForCausalLM.from_pretrained(golden("internlm"), config=settings)
+    assert model.rope.frequencies[1].item() == pytest.approx(5000 ** (-2 / 16))
+    far = model.rope.span(0, 128, model.device).cos_B1SR
+    assert not torch.allclose(far[..., :64, :], model.rope.span(0, 64, model.device).cos_B1SR)
+    settings.model_config.rotary = {"base": 10000, "type": "origin"}
+    same = CollieModelForCausalLM.from_pretrained(golden("internlm"), config=settings)
+    with torch.no_grad():
+        plain = CollieModelForCausalLM.from_pretrained(golden("internlm"))(IDS).logits
+        assert torch.equal(same(IDS).logits, plain)
 
 
 def test_building_takes_no_memory():

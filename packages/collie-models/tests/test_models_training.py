@@ -3,13 +3,26 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import MistralConfig
 
 from collie.config import CollieConfig
-from collie.models import CollieModelForCausalLM
+from collie.models import ChatGLMConfig, CollieModelForCausalLM
 from collie.module import LMHead
-from collie.testing import toy_llama_config, toy_moss_config
+from collie.testing import toy_config, toy_llama_config, toy_moss_config
 
-FAMILIES = {"llama": toy_llama_config, "moss": toy_moss_config}
+
+def toy_chatglm_config():
+    """Of the rows below, the second has its answer after token 4; the first has no bos."""
+    sizes = {"vocab_size": 97, "hidden_size": 32, "inner_hidden_size": 48, "num_layers": 2, "num_attention_heads": 4}
+    return ChatGLMConfig(**sizes, bos_token_id=4, gmask_token_id=3, mask_token_id=90, eos_token_id=2)
+
+
+FAMILIES = {
+    "llama": toy_llama_config,
+    "moss": toy_moss_config,
+    "mistral": lambda: toy_config(MistralConfig, sliding_window=3),
+    "chatglm": toy_chatglm_config,
+}
 IDS = torch.tensor([[5, 9, 13, 40, 41, 7, 22, 81], [1, 2, 3, 4, 5, 6, 7, 8]])
 
 

@@ -42,7 +42,7 @@ def calls(case, stage, checkpointing):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("case", ["llama3", "moss_moon"])
+@pytest.mark.parametrize("case", ["llama3", "moss_moon", "internlm2"])
 def test_forward_and_gradients_equal_one_process(ranks, case, checkpointing):
     [(logits, loss, grads)] = ranks(1, calls, case, 0, checkpointing)
     split = ranks(2, calls, case, 3, checkpointing)
@@ -87,7 +87,7 @@ def save(case, folder):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("case", ["llama3", "moss_moon"])
+@pytest.mark.parametrize("case", ["llama3", "moss_moon", "internlm2"])
 def test_saving_gathers_what_was_loaded(ranks, case, tmp_path):
     assert ranks(2, save, case, tmp_path / "saved") == [0, 0]  # nothing whole is left on a rank
     source, saved = load_file(golden(case) / "model.safetensors"), {}

@@ -102,3 +102,50 @@ def test_one_fused_projection_equals_three():
 def test_heads_that_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match="num_key_value_heads=3 does not divide num_attention_heads=4"):
         Attention(16, 4, 3, 8, index=0)
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+@pytest.mark.parametrize("rows", [[FULL, FULL], [LEFT, RIGHT]])
+def test_a_window_counts_the_query_itself(use_flash, rows):
+    q, k, v = qkv()
+    mask = Mask.build(torch.tensor(rows), 5, 0, CPU).within(2, 5, 5, CPU)
+    ours = attention(q, k, v, mask, use_flash=use_flash)
+    for i in range(2, 5):  # two keys, and where both are tokens no mask is needed to say so
+        near = slice(i - 1, i + 1)
+        row = next(b for b in (0, 1) if rows[b][i - 1] and rows[b][i])
+        expected = by_hand(q[row : row + 1, :, near], k[row : row + 1, :, near], v[row : row + 1, :, near], [FULL])
+        assert_close(ours[row, :, i], expected[0, :, 1], atol=1e-6, rtol=0)
+
+
+def test_a_window_over_a_cache_that_forgot_what_is_out_of_reach():
+    """The last keys alone, and no dense mask for one query that reaches all of them."""
+    whole = Mask.build(torch.tensor([LEFT]), 2, 3, CPU)
+    assert whole.within(3, 2, 4, CPU).visible_B1QT[0, 0].tolist() == [
+        [False, True, True, False],
+        [False, True, True, True],
+    ]
+    assert whole.within(3, 2, 4, CPU) is whole.within(3, 2, 4, CPU)
+    one = Mask.build(None, 1, 9, CPU)
+    assert one.within(4, 1, 4, CPU) is one
+    assert one.within(4, 1, 10, CPU).visible_B1QT.flatten().tolist() == [False] * 6 + [True] * 4
+
+
+def test_a_prefix_is_seen_by_all_and_padding_by_none():
+    seen = Mask.build(torch.tensor([LEFT]), 5, 0, CPU, prefix_B=torch.tensor([4])).visible_B1QT[0, 0]
+    assert seen[2].tolist() == [False, False, True, True, False]
+    assert seen[4].tolist() == [False, False, True, True, True]
+    assert Mask.build(None, 1, 4, CPU, prefix_B=torch.tensor([3])) == Mask(None, causal=False)
+
+
+def test_norms_of_queries_and_keys_come_before_the_rotation():
+    """Scaling q and k changes nothing where each head's are normed."""
+    torch.manual_seed(0)
+    block = Attention(16, 4, 2, 8, index=0, qk_norm_eps=0.0)
+    torch.nn.init.normal_(block.q_norm.weight)
+    x, rope, mask = torch.randn(2, 5, 16), Rope(8).span(0, 5, CPU), Mask.build(None, 5, 0, CPU)
+    before = block(x, rope, mask)
+    block.q.weight.data *= 3
+    block.k.weight.data *= 0.5
+    assert_close(block(x, rope, mask), before, atol=1e-5, rtol=0)
+    block.q_norm.weight.data.neg_()
+    assert not torch.allclose(block(x, rope, mask), before, atol=1e-3)

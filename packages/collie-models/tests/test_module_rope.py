@@ -53,13 +53,49 @@ def test_dimensions_beyond_the_rotated_ones_stay():
     assert not torch.allclose(turned[:, :, 1:, :4], q[:, :, 1:, :4])
 
 
-@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 2.5}, LLAMA3])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 2.5},
+        {"rope_type": "dynamic", "factor": 2.0},
+        LLAMA3,
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False},
+        {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.3},
+        {"rope_type": "yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 0.4},
+    ],
+    ids=["default", "linear", "dynamic", "llama3", "yarn", "yarn betas", "yarn attention_factor", "yarn mscale"],
+)
 def test_frequencies_equal_those_of_transformers(scaling):
     config = LlamaConfig(hidden_size=64, num_attention_heads=4, rope_parameters={"rope_theta": 5e5, **(scaling or {})})
     if scaling is None:
         config.rope_parameters["rope_type"] = "default"
     reference = LlamaRotaryEmbedding(config)
-    assert_close(Rope.from_config(config, 16).frequencies, reference.inv_freq, rtol=1e-6, atol=0)
+    rope = Rope.from_config(config, 16)
+    assert_close(rope.frequencies, reference.inv_freq, rtol=1e-6, atol=0)
+    positions = torch.tensor([[3, 0, 70, 500]])
+    cos, sin = reference(torch.zeros(1), positions)
+    turned = rope.at(positions)
+    assert_close((turned.cos_B1SR[:, 0], turned.sin_B1SR[:, 0]), (cos, sin), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_dynamic_scaling_follows_the_length_of_a_forward(given):
+    """Beyond the original context as transformers has it, and back again for a shorter one."""
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+        rope_parameters={"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0},
+    )
+    rope, device = Rope.from_config(config, 16), torch.device("cpu")
+    for length in (32, 33, 90, 20):
+        positions = torch.arange(length)[None]
+        cos, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
+        ours = (rope.at(positions) if given else rope.span(0, length, device)).cos_B1SR[:, 0]
+        assert_close(ours, cos, atol=1e-5, rtol=0)
+        assert torch.allclose(ours, Rope(16).at(positions).cos_B1SR[:, 0], atol=1e-4) == (length <= 32)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +116,12 @@ def test_a_config_that_says_nothing_means_ten_thousand():
 
 
 def test_unknown_or_incomplete_scaling_is_refused():
-    with pytest.raises(ConfigError, match=r"'yarn' is not supported; supported are default, linear, llama3"):
-        Rope(8, scaling={"rope_type": "yarn", "factor": 2.0})
+    with pytest.raises(
+        ConfigError, match=r"'longrope' is not .*; supported are default, linear, dynamic, yarn, llama3"
+    ):
+        Rope(8, scaling={"rope_type": "longrope", "factor": 2.0})
+    with pytest.raises(ConfigError, match=r"'dynamic' needs the number 'max_position_embeddings'"):
+        Rope(8, scaling={"rope_type": "dynamic", "factor": 2.0})
     with pytest.raises(ConfigError, match=r"'linear' needs the number 'factor'"):
         Rope(8, scaling={"type": "linear"})
     with pytest.raises(ConfigError, match="gives it 5"):

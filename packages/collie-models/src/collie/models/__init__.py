@@ -3,15 +3,36 @@
 from collie.models._generation import CausalLMOutput
 from collie.models._registry import find_family, register
 from collie.models.base import CollieModelForCausalLM
+from collie.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
+from collie.models.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
+from collie.models.internlm import InternLMConfig, InternLMForCausalLM
+from collie.models.internlm2 import InternLM2Config, InternLM2ForCausalLM
 from collie.models.llama import LlamaForCausalLM
+from collie.models.mistral import MistralForCausalLM
+from collie.models.moss import MossConfig, MossForCausalLM
 from collie.models.moss_moon import Moss003MoonConfig, Moss003MoonForCausalLM
+from collie.models.qwen2 import Qwen2ForCausalLM
+from collie.models.qwen3 import Qwen3ForCausalLM
 
 __all__ = [
     "CausalLMOutput",
+    "ChatGLM2Config",
+    "ChatGLM2ForCausalLM",
+    "ChatGLMConfig",
+    "ChatGLMForCausalLM",
     "CollieModelForCausalLM",
+    "InternLM2Config",
+    "InternLM2ForCausalLM",
+    "InternLMConfig",
+    "InternLMForCausalLM",
     "LlamaForCausalLM",
+    "MistralForCausalLM",
     "Moss003MoonConfig",
     "Moss003MoonForCausalLM",
+    "MossConfig",
+    "MossForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
     "find_family",
     "register",
 ]

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=type[CollieModelForCausalLM])
 
 _ENTRY_POINTS = "collie.models"
-_OURS = ("collie.models.llama", "collie.models.moss_moon")
+_OURS = tuple(
+    f"collie.models.{family}"
+    for family in (
+        *("llama", "qwen2", "qwen3", "mistral", "moss_moon", "moss"),
+        *("chatglm2", "chatglm", "internlm", "internlm2"),
+    )
+)
 _families: list["type[CollieModelForCausalLM]"] = []
 
 

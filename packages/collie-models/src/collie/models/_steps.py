@@ -5,9 +5,10 @@ have nothing to do yet: `refuse_unsupported` says so before any of it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from transformers import PretrainedConfig
 
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
@@ -62,3 +63,17 @@ def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype)
     every = (name for name, _ in template.named_parameters(remove_duplicate=False))
     tied = [name for name in every if name not in shapes]
     return Checkpoint(open_reader(folder), model.names, model.config, shapes, tied).fill(dtype)
+
+
+def require_values(model_config: PretrainedConfig, **expected: Any) -> None:
+    """Refuse a config that asks for a variant which its family does not build; a field it does not have is no matter.
+
+    Raises:
+        ConfigError: one of the fields has another value than expected.
+    """
+    for field, value in expected.items():
+        if (asked := getattr(model_config, field, value)) != value:
+            raise ConfigError(
+                f"{field}={asked!r} in the config of model_type {model_config.model_type!r} is not supported: this "
+                f"family is built for {field}={value!r} alone."
+            )

@@ -43,6 +43,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
     model_types: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[Names]
     architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
+    config_class: ClassVar[type[PretrainedConfig] | None] = None  # where transformers has none of its own
 
     embed: nn.Embedding
     layers: nn.ModuleDict
@@ -69,9 +70,12 @@ class CollieModelForCausalLM(nn.Module, Generates):
     def adopt(cls, model_config: PretrainedConfig) -> PretrainedConfig:
         """Return the config as the class the family wants, with its defaults and its standard names.
 
-        Families that transformers has get the right class already; others make their own here.
+        Families that transformers has get the right class already; others get their `config_class` here.
         """
-        return model_config
+        if cls.config_class is None or isinstance(model_config, cls.config_class):
+            return model_config
+        adopted: PretrainedConfig = cls.config_class.from_dict(model_config.to_dict())
+        return adopted
 
     @classmethod
     def from_pretrained(
@@ -141,8 +145,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
             return find_family(config.model_config)
         if not cls.serves(config.model_config):
             raise ConfigError(
-                f"{cls.__name__} serves model_type {' and '.join(map(repr, cls.model_types))}, but this config has "
-                f"{config.model_config.model_type!r}. Use CollieModelForCausalLM, which finds the family."
+                f"{cls.__name__} does not serve this config of model_type {config.model_config.model_type!r}: "
+                f"{find_family(config.model_config).__name__} does. CollieModelForCausalLM finds the family."
             )
         return cls
 
@@ -229,7 +233,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         x_BSE = F.dropout(x_BSE, self.collie_config.dropout, self.training)
         cache = self._cache(past_key_values, use_cache)
         past = self._cached_length(cache)
-        rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE)
+        rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE, cache)
         hidden_BSE = self.norm(self._run_layers(x_BSE, rope, mask, cache))
         loss, logits_BSV = self._predict(hidden_BSE, labels, return_logits, num_items_in_batch, logits_to_keep)
         return CausalLMOutput(loss=loss, logits=logits_BSV, past_key_values=cache)
@@ -241,10 +245,12 @@ class CollieModelForCausalLM(nn.Module, Generates):
         position_ids: Tensor | None,
         past: int,
         x_BSE: Tensor,
+        cache: Cache | None,
     ) -> tuple[Rotation, Mask]:
         """Return what all layers of one forward share: how positions turn, and which keys a query sees.
 
-        A family whose positions or visibility follow from the tokens overrides this. `past`: number of cached tokens.
+        A family whose positions or visibility follow from the tokens overrides this. `past`: number of tokens in
+        `cache`.
         """
         new, device = x_BSE.shape[1], x_BSE.device
         mask = Mask.build(attention_mask, new, past, device)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from collie.interfaces import ConfigError
 from collie.module._mask import Mask
+from collie.module._norm import RMSNorm
 from collie.module._rope import Rotation
 
 # B batch, S sequence, E hidden, N query heads, K key/value heads, G query heads a key/value head, H head dim,
@@ -87,6 +88,8 @@ class Attention(nn.Module):
         bias: whether q, k and v have one.
         out_bias: whether the output projection has one.
         fused: one projection `qkv`, its rows [all q; all k; all v], in place of `q`, `k` and `v`.
+        qk_norm_eps: of a norm over each head's queries and keys before they are rotated; None for no norm.
+        window: how many keys a query sees, counting back from its own; None for all.
         dropout: probability of dropping an attention weight in training.
         use_flash: see `attention`.
 
@@ -105,6 +108,8 @@ class Attention(nn.Module):
         bias: bool = False,
         out_bias: bool = False,
         fused: bool = False,
+        qk_norm_eps: float | None = None,
+        window: int | None = None,
         dropout: float = 0.0,
         use_flash: bool = True,
     ) -> None:
@@ -116,6 +121,7 @@ class Attention(nn.Module):
             )
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.index = index
+        self.window = window
         self.dropout = dropout
         self.use_flash = use_flash
         self.fused = fused
@@ -125,13 +131,17 @@ class Attention(nn.Module):
             self.q = nn.Linear(width, heads * head_dim, bias=bias)
             self.k = nn.Linear(width, kv_heads * head_dim, bias=bias)
             self.v = nn.Linear(width, kv_heads * head_dim, bias=bias)
+        self.q_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
+        self.k_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
         self.out = nn.Linear(heads * head_dim, width, bias=out_bias)
 
     def forward(self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None = None) -> Tensor:
         q_BNSH, k_BKSH, v_BKSH = self.project(x_BSE)
-        q_BNSH, k_BKSH = rope(q_BNSH, k_BKSH)
-        if cache is not None:
+        q_BNSH, k_BKSH = rope(self.q_norm(q_BNSH), self.k_norm(k_BKSH))
+        if cache is not None:  # one that knows of the window keeps no more keys than the next query needs
             k_BKSH, v_BKSH = cache.update(k_BKSH, v_BKSH, self.index)
+        if self.window is not None:
+            mask = mask.within(self.window, q_BNSH.shape[2], k_BKSH.shape[2], q_BNSH.device)
         dropout = self.dropout if self.training else 0.0
         mixed_BNSH = attention(q_BNSH, k_BKSH, v_BKSH, mask, dropout=dropout, use_flash=self.use_flash)
         return self.out(mixed_BNSH.transpose(1, 2).flatten(-2))

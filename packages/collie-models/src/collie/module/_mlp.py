@@ -47,14 +47,22 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) · up(x)): E → F → E (Shazeer 2020, "GLU variants improve transformer")."""
+    """down(act(gate(x)) · up(x)): E → F → E (Shazeer 2020, "GLU variants improve transformer").
 
-    def __init__(self, width: int, inner: int, act: str, *, bias: bool = False) -> None:
+    fused: one projection `gate_up`, its rows [gate; up], in place of `gate` and `up`.
+    """
+
+    def __init__(self, width: int, inner: int, act: str, *, bias: bool = False, fused: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, inner, bias=bias)
-        self.up = nn.Linear(width, inner, bias=bias)
+        self.fused = fused
+        if fused:
+            self.gate_up = nn.Linear(width, 2 * inner, bias=bias)
+        else:
+            self.gate = nn.Linear(width, inner, bias=bias)
+            self.up = nn.Linear(width, inner, bias=bias)
         self.down = nn.Linear(inner, width, bias=bias)
         self.act = activation(act)
 
     def forward(self, x_BSE: Tensor) -> Tensor:
-        return self.down(self.act(self.gate(x_BSE)) * self.up(x_BSE))
+        gate_BSF, up_BSF = self.gate_up(x_BSE).chunk(2, -1) if self.fused else (self.gate(x_BSE), self.up(x_BSE))
+        return self.down(self.act(gate_BSF) * up_BSF)

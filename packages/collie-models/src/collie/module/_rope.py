@@ -4,7 +4,6 @@ A `Rope` belongs to a model and is no module: it has no parameters and no buffer
 or partitioned. `Rope.at` gives the `Rotation` of one forward's positions, which every layer then applies.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor
 
 from collie.interfaces import ConfigError
+from collie.module._rope_scaling import turning
 
-# B batch, S sequence, N query heads, K key/value heads, H head dim, R rotated dims of a head, P positions
+# B batch, S sequence, N query heads, K key/value heads, H head dim, R rotated dims of a head, P pairs of them (R/2),
+# L positions of a table
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,12 @@ class Rotation:
     cos_B1SR: Tensor
     sin_B1SR: Tensor
     interleaved: bool
+
+    @classmethod
+    def from_angles(cls, angles_BSP: Tensor, interleaved: bool, amplitude: float = 1.0) -> "Rotation":
+        """Return the rotation by an angle for each of the R/2 pairs, with vectors lengthened by `amplitude`."""
+        cos_B1SR, sin_B1SR = _both_sides(angles_BSP, interleaved, amplitude)
+        return cls(cos_B1SR.unsqueeze(1), sin_B1SR.unsqueeze(1), interleaved)
 
     def __call__(self, q_BNSH: Tensor, k_BKSH: Tensor) -> tuple[Tensor, Tensor]:
         return self._turn(q_BNSH), self._turn(k_BKSH)
@@ -53,22 +60,28 @@ class Rope:
         dim: R, how many dimensions of a head turn; even.
         base: theta, the longest wavelength over 2π.
         interleaved: see `Rotation`.
-        scaling: the config's rope_scaling (or rope_parameters): rope_type 'default', 'linear' or 'llama3' and its
-            numbers; None for default.
+        scaling: the config's rope_scaling (or rope_parameters): rope_type 'default', 'linear', 'dynamic', 'yarn' or
+            'llama3' and its numbers; None for default.
+        longest: the config's max_position_embeddings, which some scalings need.
 
     Raises:
         ConfigError: dim is odd, or scaling is of an unknown type or lacks a number.
     """
 
     def __init__(
-        self, dim: int, base: float = 10000.0, *, interleaved: bool = False, scaling: Mapping[str, Any] | None = None
+        self,
+        dim: int,
+        base: float = 10000.0,
+        *,
+        interleaved: bool = False,
+        scaling: Mapping[str, Any] | None = None,
+        longest: int | None = None,
     ) -> None:
         if dim < 2 or dim % 2:
             raise ConfigError(f"Rotary embedding turns pairs of dimensions, but the config gives it {dim}.")
         self.interleaved = interleaved
-        # float32, as the reference implementations have it: checkpoints were trained with these roundings
-        exponent = torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim
-        self.frequencies = _scaled(1.0 / (base**exponent), scaling or {})
+        made = turning(dim, base, scaling or {}, longest)
+        self.frequencies, self.amplitude, self._stretch = made.frequencies, made.amplitude, made.stretch
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._copies: dict[torch.device, Tensor] = {}  # of the frequencies
 
@@ -76,42 +89,53 @@ class Rope:
     def from_config(cls, config: Any, dim: int, *, interleaved: bool = False) -> "Rope":
         """Read theta and scaling from a model's config, in the spelling of transformers 4 or 5."""
         base, scaling = rope_settings(config)
-        return cls(dim, base, interleaved=interleaved, scaling=scaling)
+        longest = getattr(config, "max_position_embeddings", None)
+        return cls(dim, base, interleaved=interleaved, scaling=scaling, longest=longest)
 
     def at(self, positions_BS: Tensor) -> Rotation:
         """Return the rotation for positions given one by one (integers).
 
         They are not looked up: how long a table they need is known only to the device, and asking it would stop a
-        generation loop at every token.
+        generation loop at every token. Dynamic scaling takes the last of them for the length, over all rows.
         """
-        angles_BSR = self._angles(positions_BS)
-        return Rotation(angles_BSR.cos().unsqueeze(1), angles_BSR.sin().unsqueeze(1), self.interleaved)
+        frequencies_P = self._stretch.frequencies(positions_BS.max() + 1) if self._stretch is not None else None
+        return Rotation.from_angles(self.angles(positions_BS, frequencies_P), self.interleaved, self.amplitude)
 
     def span(self, start: int, stop: int, device: torch.device) -> Rotation:
         """Return the rotation for positions start, …, stop - 1 in every row."""
-        cos_PR, sin_PR = self._table(stop, device)
-        return Rotation(cos_PR[None, None, start:stop], sin_PR[None, None, start:stop], self.interleaved)
+        if self._stretch is not None and stop > self._stretch.original:  # each length has frequencies of its own
+            return self.at(torch.arange(start, stop, device=device)[None])
+        cos_LR, sin_LR = self._table(stop, device)
+        return Rotation(cos_LR[None, None, start:stop], sin_LR[None, None, start:stop], self.interleaved)
+
+    def angles(self, positions: Tensor, frequencies_P: Tensor | None = None) -> Tensor:
+        """Return positions × frequencies, float32: […, P]. The frequencies are the rope's own unless given."""
+        if frequencies_P is None:
+            frequencies_P = self._copies.get(positions.device)
+        if frequencies_P is None:
+            with torch.inference_mode(False):
+                frequencies_P = self._copies[positions.device] = self.frequencies.to(positions.device)
+        return positions.unsqueeze(-1).float() * frequencies_P
 
     def _table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         made = self._tables.get(device)
         if made is None or made[0].shape[0] < length:
             # outside inference mode, or a table made while generating could not be used in training
             with torch.inference_mode(False), torch.no_grad():
-                angles_PR = self._angles(torch.arange(max(64, 1 << (length - 1).bit_length()), device=device))
-                made = self._tables[device] = (angles_PR.cos(), angles_PR.sin())
+                angles_LP = self.angles(torch.arange(max(64, 1 << (length - 1).bit_length()), device=device))
+                made = _both_sides(angles_LP, self.interleaved, self.amplitude)
+                self._tables[device] = made
         return made
-
-    def _angles(self, positions: Tensor) -> Tensor:
-        """Return positions × frequencies, float32, for both dimensions of each pair: […, R]."""
-        frequencies = self._copies.get(positions.device)
-        if frequencies is None:
-            with torch.inference_mode(False):
-                frequencies = self._copies[positions.device] = self.frequencies.to(positions.device)
-        angles = positions.unsqueeze(-1).float() * frequencies
-        return angles.repeat_interleave(2, -1) if self.interleaved else torch.cat((angles, angles), -1)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_tables": {}, "_copies": {}}  # they are made again where they are used
+
+
+def _both_sides(angles: Tensor, interleaved: bool, amplitude: float) -> tuple[Tensor, Tensor]:
+    """Return cos and sin for both dimensions of each pair: […, P] → […, R] twice."""
+    angles = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if amplitude == 1.0 else (cos * amplitude, sin * amplitude)
 
 
 def rope_settings(config: Any) -> tuple[float, dict[str, Any]]:
@@ -123,32 +147,3 @@ def rope_settings(config: Any) -> tuple[float, dict[str, Any]]:
     scaling = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
     base = scaling.pop("rope_theta", None) or getattr(config, "rope_theta", None) or 10000.0
     return float(base), scaling
-
-
-def _scaled(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    known = {"default": lambda f, s: f, "linear": _linear, "llama3": _llama3}
-    if kind not in known:
-        raise ConfigError(
-            f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(known)}. "
-            f"Set model_config.rope_scaling to one of these, or to None for contexts no longer than in training."
-        )
-    try:
-        return known[kind](frequencies, scaling)
-    except KeyError as missing:
-        raise ConfigError(
-            f"rope_scaling of type {kind!r} needs the number {missing}, and the config has none."
-        ) from None
-
-
-def _linear(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Interpolate positions: a context `factor` times as long turns as far (Chen et al. 2023)."""
-    return frequencies / scaling["factor"]
-
-
-def _llama3(frequencies: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    """Interpolate only wavelengths that are long for the original context, with a ramp between (Llama 3.1)."""
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = frequencies * scaling["original_max_position_embeddings"] / (2 * math.pi)  # over the original context
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - kept) * frequencies / scaling["factor"] + kept * frequencies

@@ -12,6 +12,11 @@ def toy_llama_config(**overrides: Any) -> PretrainedConfig:
     """A LLaMA of two layers: 4 query heads over 2 key/value heads of 8; 97 tokens, which no number of ranks divides."""
     from transformers import LlamaConfig
 
+    return toy_config(LlamaConfig, **overrides)
+
+
+def toy_config(kind: type[PretrainedConfig], **overrides: Any) -> PretrainedConfig:
+    """The toy LLaMA's sizes as the config of a family of its kind, such as transformers' Qwen2Config."""
     values: dict[str, Any] = {
         "vocab_size": 97,
         "hidden_size": 32,
@@ -25,7 +30,7 @@ def toy_llama_config(**overrides: Any) -> PretrainedConfig:
         "pad_token_id": 0,
         "tie_word_embeddings": False,
     }
-    return LlamaConfig(**(values | overrides))
+    return kind(**(values | overrides))
 
 
 def toy_moss_config(**overrides: Any) -> PretrainedConfig:

@@ -49,6 +49,7 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
     model_types = ("moss", "codegen")
     names = NAMES
     architecture = "MossForCausalLM"
+    config_class = Moss003MoonConfig
 
     def __init__(self, config: CollieConfig) -> None:
         super().__init__(config)
@@ -73,7 +74,4 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
     @classmethod
     def adopt(cls, model_config: PretrainedConfig) -> PretrainedConfig:
         """CodeGen's config is transformers' own; what says "moss" becomes a Moss003MoonConfig."""
-        if model_config.model_type == "codegen" or isinstance(model_config, Moss003MoonConfig):
-            return model_config
-        adopted: PretrainedConfig = Moss003MoonConfig.from_dict(model_config.to_dict())
-        return adopted
+        return model_config if model_config.model_type == "codegen" else super().adopt(model_config)

@@ -1,0 +1,5 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024)."""
+
+from collie.models.qwen2.model import Qwen2ForCausalLM
+
+__all__ = ["Qwen2ForCausalLM"]
