@@ -30,6 +30,7 @@ NEEDS = {  # siblings whose wheels a package's own dependencies ask for
     "eval": ("config", "models"),
     "tui": ("config",),
 }
+TUI_LIMIT = 100 * 10**6  # bytes of the dashboard's environment, with what the tests add to it
 EXTRAS = {"config": "[hf]", "models": "[deepspeed]"}  # optional parts that a package's own tests use
 PYTEST = ("pytest", "pytest-timeout")
 
@@ -40,15 +41,23 @@ def wheel(package: str) -> pathlib.Path:
     return found
 
 
-def install(session: nox.Session, *requirements: str, packages: tuple[str, ...] = ()) -> None:
+def install(
+    session: nox.Session, *requirements: str, packages: tuple[str, ...] = (), extras: dict[str, str] = EXTRAS
+) -> None:
     """Install the wheels of `packages` with what they declare, and `requirements`, in the tested versions."""
-    wheels = [f"{wheel(name)}{EXTRAS.get(name, '')}" for name in packages]
+    wheels = [f"{wheel(name)}{extras.get(name, '')}" for name in packages]
     siblings = [str(wheel(name)) for name in sorted({need for name in packages for need in NEEDS[name]} - {*packages})]
     # bytecode is made at the first import: compiling all of torch here costs more than unpacking it
     session.install("--no-compile", "-c", str(CONSTRAINTS), *wheels, *siblings, *requirements)
     if packages:  # in an environment that is reused, pip keeps an old build of the same version
         rebuilt = [str(wheel(name)) for name in (*packages, *{need for name in packages for need in NEEDS[name]})]
         session.install("--no-deps", "--force-reinstall", *dict.fromkeys(rebuilt))
+
+
+def size(session: nox.Session) -> int:
+    """Bytes of the files in a session's environment."""
+    files = pathlib.Path(session.virtualenv.location).rglob("*")
+    return sum(path.lstat().st_size for path in files if path.is_file())
 
 
 def accelerators() -> int:
@@ -93,13 +102,26 @@ def wheels(session: nox.Session) -> None:
 @nox.session(requires=["wheels"])
 @nox.parametrize("package", [nox.param(name, id=name) for name in (*PACKAGES, "across")])
 def tests(session: nox.Session, package: str) -> None:
-    """Each package's tests with only what its wheel declares; then `across`: tests/ with all five."""
-    if package == "across":
-        install(session, *PYTEST, packages=PACKAGES)
-        folder = "tests"
-    else:
-        install(session, *PYTEST, packages=(package,))
-        folder = f"packages/collie-{package}/tests"
+    """Each package's tests with only what its wheel declares; then `across`: tests/ with all five.
+
+    Those of collie-config run without transformers, too, before it is there; collie-tui's environment must stay small.
+    """
+    folder = "tests" if package == "across" else f"packages/collie-{package}/tests"
+    chosen = PACKAGES if package == "across" else (package,)
+    site = pathlib.Path(session.virtualenv.location).glob("lib/python*/site-packages/transformers")
+    if package == "config" and not any(site):  # an environment that is reused has it
+        install(session, *PYTEST, packages=chosen, extras={})
+        run_tests(session, folder)
+    install(session, *PYTEST, packages=chosen)
+    run_tests(session, folder)
+    if package == "tui":
+        session.log(f"the environment of collie-tui has {size(session) / 1e6:.0f} MB")
+        if size(session) > TUI_LIMIT:
+            session.error(f"the environment of collie-tui has more than {TUI_LIMIT / 1e6:.0f} MB")
+
+
+def run_tests(session: nox.Session, folder: str) -> None:
+    """Run the tests in a folder against what is installed."""
     session.run(
         "python", "-m", "pytest", "-c", "pyproject.toml", "--rootdir", ".", "-p", "no:cacheprovider", folder,
         *session.posargs, env={**runtime(), **references(), "COLLIE_DIST": str(DIST)},

@@ -31,6 +31,16 @@ def test_the_tutorials_flat_imports():
     assert (CollieConfig, Trainer, env) == (config_class, trainer_class, the_env)
 
 
+def test_a_star_takes_every_name():
+    """In an interpreter of its own: with all five installed nothing is left out, and nothing fails."""
+    code = (
+        "from collie import *; from collie._namespace import NAMES\n"
+        "print([name for name in NAMES['collie'] if name not in globals()], len(NAMES['collie']) > 30)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert run.stdout == "[] True\n", run.stderr
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(ImportError, match="Trainr"):
         exec("from collie import Trainr")
@@ -85,6 +95,15 @@ def test_a_missing_part_says_what_installs_it(unpacked, bare_python, statement, 
     run = bare_python(statement, unpacked["config"])
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].endswith(command), run.stderr
+
+
+@pytest.mark.parametrize(
+    "leaf", ["collie.adapters", "collie.utils.peft_utils", "collie.utils.data_provider", "collie.controller.server"]
+)
+def test_a_leaf_of_no_distribution_is_not_offered(unpacked, bare_python, leaf):
+    """These names of earlier CoLLiE are not in this version: no installation would bring them."""
+    run = bare_python(f"import {leaf}", unpacked["config"])
+    assert run.stderr.splitlines()[-1] == f"ModuleNotFoundError: No module named '{leaf}'"
 
 
 @pytest.mark.parametrize("overwrites", [False, True])

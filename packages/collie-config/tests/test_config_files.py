@@ -45,6 +45,19 @@ def test_a_file_may_have_a_few_fields_and_aliases(tmp_path):
     assert CollieConfig.from_file(tmp_path / "empty.yaml") == CollieConfig()
 
 
+@pytest.mark.filterwarnings("ignore:dp_size=1 becomes")
+def test_a_dp_size_that_was_set_by_itself_is_not_written_as_asked_for(tmp_path):
+    """The file of a run on four ranks serves a run on two; one that was asked for stays."""
+    config, asked = CollieConfig(), CollieConfig(dp_size=4)
+    config.validate(4)
+    asked.validate(4)
+    assert (config.dp_size, config.to_dict()["dp_size"], asked.to_dict()["dp_size"]) == (4, 1, 4)
+    config.to_file(tmp_path / "c.json")
+    again = CollieConfig.from_file(tmp_path / "c.json")
+    again.validate(2)
+    assert again.dp_size == 2
+
+
 def test_a_path_and_sets_are_written_as_json_can(tmp_path):
     config = CollieConfig(ds_config=tmp_path / "ds.json", peft_config={"target_modules": {"b", "a"}})
     config.to_file(tmp_path / "c.json")

@@ -52,7 +52,7 @@ def test_a_world_that_the_sizes_do_not_divide():
         valid(6, tp_size=2, pp_size=2)
     assert str(caught.value) == (
         "tp_size=2 × pp_size=2 = 4 does not divide the world of 6 ranks. "
-        "Start a multiple of 4 ranks or make the sizes smaller."
+        "Start a multiple of 4 ranks, or set smaller sizes."
     )
 
 
@@ -145,6 +145,12 @@ ON = {"enabled": True}
         ({"initization_method_params": {"std": 1}}, "initization_method_params={'std': 1} has no effect"),
         ({"ds_config": {"zero_optimization": {"stage": 4}}}, "zero_optimization.stage=4. Use 0, 1, 2 or 3."),
         ({"ds_config": {"zero_optimization": {"stage": "3"}}}, "zero_optimization.stage='3'. Use"),
+        ({"ds_config": {"zero_optimization": {"stage": 2.0}}}, "zero_optimization.stage=2.0. Use 0, 1, 2 or 3."),
+        ({"ds_config": {"zero_optimization": {"stage": "auto"}}}, "zero_optimization.stage='auto'. Use 0, 1, 2 or 3."),
+        ({"ds_config": {"zero_optimization": {"stage": [1]}}}, "zero_optimization.stage=[1]. Use 0, 1, 2 or 3."),
+        ({"ds_config": {"zero_optimization": {"stage": None}}}, "zero_optimization.stage=None. Use 0, 1, 2 or 3."),
+        ({"ds_config": {"bf16": {"enabled": "yes"}}}, "ds_config has bf16.enabled='yes'. Use true, false or 'auto'."),
+        ({"ds_config": {"fp16": True}}, 'ds_config has fp16=True. Write {"enabled": true}.'),
         ({"ds_config": {"zero_optimization": {"stage": True}}}, "zero_optimization.stage=True. Use"),
         ({"ds_config": {"zero_optimization": True}}, 'zero_optimization=True. Write {"stage": 0}'),
         ({"ds_config": {"fp16": ON, "bf16": ON}}, "ds_config enables both fp16 and bf16. Enable one of them."),
@@ -206,6 +212,34 @@ def test_ds_config_may_repeat_the_sizes():
     sizes = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 24}
     valid(4, dp_size=4, train_micro_batch_size=2, gradient_accumulation_steps=3, ds_config=sizes)
     valid(ds_config=dict.fromkeys(sizes, "auto"))
+
+
+AUTO = {"enabled": "auto"}
+
+
+@pytest.mark.parametrize(
+    "ds_config",
+    [
+        {"bf16": AUTO},
+        {"fp16": AUTO, "bf16": ON},
+        {"fp16": "auto", "bf16": None},
+        {"tensorboard": AUTO, "comet": AUTO},
+        {"monitor_config": {"csv_monitor": AUTO | {"output_path": "x"}, "enabled": "auto"}},
+        {"monitor_config": "auto", "wandb": "auto"},
+        {"gradient_clipping": "auto", "train_batch_size": "auto"},
+    ],
+)
+def test_auto_is_as_good_as_not_set(ds_config):
+    """transformers' Trainer wants its users to write it wherever it knows better."""
+
+    def without(value):
+        if isinstance(value, dict):
+            return {key: without(item) for key, item in value.items() if item not in ("auto", None)}
+        return value
+
+    config = valid(ds_config=ds_config)
+    assert config.monitor_config == valid(ds_config=without(ds_config)).monitor_config
+    assert config.zero_stage == 0
 
 
 def test_validate_leaves_a_refused_config_as_it_was():

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,4 +172,35 @@ def test_other_distributions_are_no_strangers(tmp_path):
 def test_a_failed_import_looks_for_strangers_on_the_whole_path(tmp_path):
     (tmp_path / "collie_bench-1.0.dist-info").mkdir()
     done = run("import collie.optim", SOURCE.parent, tmp_path)
-    assert done.stderr.splitlines()[-1].endswith("over this one: pip uninstall -y collie-bench")
+    assert "over this one: pip uninstall -y collie-bench" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("leaf", ["collie.config", "collie.events", "collie.interfaces", "collie.utils.monitor"])
+@pytest.mark.parametrize("stranger", ["collie_lm-1.0.7.dist-info", None])
+def test_an_overwritten_root_is_noticed(tmp_path, leaf, stranger):
+    """Another project's collie/__init__.py stands where ours was: no line of ours runs before a leaf's."""
+    site = tmp_path / "site-packages"
+    shutil.copytree(SOURCE, site / "collie")
+    (site / "collie_config-0.1.0.dist-info").mkdir()
+    (site / "collie" / "__init__.py").write_text("__version__ = '1.0.7'\n")
+    (site / "collie" / "utils" / "__init__.py").write_text("")
+    command = "pip install --force-reinstall --no-deps collie-config"
+    if stranger:
+        (site / stranger).mkdir()
+        command = f"pip uninstall -y collie-lm && {command}"
+    done = run(f"import {leaf}", site)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "ForeignPackageError: " in last and last.endswith(command), done.stderr
+
+
+def test_a_root_that_went_with_a_stranger_is_missed(tmp_path):
+    """`pip uninstall` of another project takes the collie/__init__.py with it that it had overwritten."""
+    site = tmp_path / "site-packages"
+    shutil.copytree(SOURCE, site / "collie")
+    (site / "collie" / "__init__.py").unlink()
+    done = run("import collie.config", site)
+    assert done.stderr.splitlines()[-1] == (
+        "collie.interfaces._errors.ForeignPackageError: the file collie/__init__.py of CoLLiE is missing: "
+        "pip install --force-reinstall --no-deps collie-config"
+    )

@@ -21,7 +21,7 @@ from collie.models import (
     register,
 )
 from collie.models._steps import build
-from collie.testing import golden, toy_llama_config, toy_moss_config
+from collie.testing import golden, run_ranks, toy_llama_config, toy_moss_config
 
 IDS = torch.arange(2, 14).view(2, 6)
 
@@ -161,6 +161,8 @@ def test_dtype_argument_then_ds_config_then_checkpoint_then_float32():
         (torch.bfloat16, {}, bf16),
         (torch.float16, {}, {"fp16": {"enabled": True}}),
         (torch.float32, {}, {"bf16": {"enabled": False}}),
+        (torch.float32, {}, {"bf16": {"enabled": "auto"}}),
+        (torch.float32, {}, {"bf16": "auto"}),
         (torch.float16, {"dtype": torch.float16}, bf16),
         (torch.float16, {"dtype": "fp16"}, bf16),
         (torch.bfloat16, {"torch_dtype": "torch.bfloat16"}, {}),
@@ -207,10 +209,36 @@ def test_generation_config_of_the_folder_is_read(tmp_path):
     assert (model.generation_config.eos_token_id, model.generation_config.top_k) == ([2, 7], 3)
 
 
-@pytest.mark.parametrize("field", ["tp_size", "pp_size"])
-def test_splitting_the_model_itself_is_refused(field):
-    with pytest.raises(ParallelSizeError, match=rf"{field}=2: this version splits models by data parallelism and ZeRO"):
-        CollieModelForCausalLM.from_config(config(**{field: 2}))
+def refusal(field, stage, load):
+    """On one of two ranks: the sentence that a model with this field = 2 gets."""
+    settings = config(**{field: 2}, ds_config={"zero_optimization": {"stage": stage}})
+    arguments = (golden("llama3"), settings) if load else (settings,)
+    make = CollieModelForCausalLM.from_pretrained if load else CollieModelForCausalLM.from_config
+    with pytest.raises(ParallelSizeError) as caught:
+        make(*arguments)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "stage"), [("tp_size", 0), ("pp_size", 1), ("tp_size", 3)])
+@pytest.mark.parametrize("load", [False, True])
+def test_splitting_the_model_itself_is_refused(field, stage, load):
+    """And ZeRO stage 3 is no advice where it is set."""
+    for message in run_ranks(2, refusal, field, stage, load, timeout=60):
+        assert message.startswith(f"{field}=2: this version splits models by data parallelism and ZeRO only. ")
+        assert ("stage 3" in message) == (stage != 3)
+
+
+def test_sizes_that_do_not_fit_the_world_are_said_first():
+    with pytest.raises(ParallelSizeError, match=r"tp_size=2 × pp_size=1 = 2 does not divide the world of 1 ranks"):
+        CollieModelForCausalLM.from_config(config(tp_size=2))
+    with pytest.raises(ParallelSizeError, match=r"tp_size=1 × pp_size=5 = 5 does not divide the world of 1 ranks"):
+        CollieModelForCausalLM.from_pretrained(golden("llama3"), config(pp_size=5))
+
+
+def test_adapters_are_refused_not_ignored():
+    settings = config(peft_config=SimpleNamespace(peft_type="LORA", to_dict=lambda: {"peft_type": "LORA"}))
+    with pytest.raises(ConfigError, match=r"peft_config: adapters are not in this version. Leave it out"):
+        CollieModelForCausalLM.from_config(settings)
 
 
 def test_quantized_weights_are_refused_not_ignored():

@@ -146,3 +146,14 @@ def test_the_head_is_called_once_and_logits_are_not_made(monkeypatch):
     assert [c.shape for c in calls] == [torch.Size([])]
     model(IDS, labels=IDS)
     assert [c.shape for c in calls[1:]] == [torch.Size([2, 8, 97])]
+
+
+@pytest.mark.parametrize("labels", [None, IDS])
+def test_only_the_last_logits_are_kept_where_they_are_asked_for(labels):
+    """The loss stays that of all positions."""
+    model = make("llama").eval()
+    with torch.no_grad():
+        every, last = (model(IDS, labels=labels, logits_to_keep=keep) for keep in (0, 3))
+    assert every.logits.shape == (2, 8, every.logits.shape[-1]) and last.logits.shape[1] == 3
+    assert_close(last.logits, every.logits[:, -3:])
+    assert labels is None or torch.equal(last.loss, every.loss)

@@ -76,6 +76,16 @@ def test_every_layout_of_files_gives_the_same_logits(folder, reference, layout):
         assert_close(ours, reference(ids).logits, atol=1e-5, rtol=0)
 
 
+def test_torch_files_of_before_zip_are_read(folder, reference):
+    """What torch wrote before 1.6, as the checkpoints of 2019 and 2020 still are: it cannot be mapped into memory."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    ids = torch.arange(2, 14).view(2, 6)
+    with torch.no_grad():
+        assert_close(CollieModelForCausalLM.from_pretrained(folder)(ids).logits, reference(ids).logits)
+
+
 @pytest.mark.parametrize("case", ["moss_moon", "llama3"])
 def test_slices_join_to_the_whole(case):
     folder = golden(case)
@@ -183,9 +193,36 @@ class _Attack:
 def test_a_pickle_with_code_is_refused_and_not_run(folder, capsys):
     (folder / "model.safetensors").unlink()
     torch.save({"model.norm.weight": _Attack()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin cannot be read as tensors alone"):
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model.bin holds more than tensors: print\. .*where you trust it"
+    ):
+        CollieModelForCausalLM.from_pretrained(folder)
+    torch.save({"model.norm.weight": _Attack()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointError, match=r"pytorch_model.bin holds more than tensors: print\. .*where you trust it"
+    ):
         CollieModelForCausalLM.from_pretrained(folder)
     assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["half", "half of an old one", "empty", "pointer", "page", "list"])
+def test_a_damaged_torch_file_is_not_blamed_on_trust(folder, damage):
+    file = folder / "pytorch_model.bin"
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": torch.ones(32)}, file, _use_new_zipfile_serialization=damage == "half")
+    whole = file.read_bytes()
+    content = {
+        "empty": b"",
+        "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "page": b"<!DOCTYPE html><html>Sign in</html>",
+    }
+    file.write_bytes(content.get(damage, whole[: len(whole) // 2]))
+    if damage == "list":
+        torch.save([torch.ones(32)], file)
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is not a whole file of torch's: .*") as caught:
+        CollieModelForCausalLM.from_pretrained(folder)
+    message = str(caught.value)
+    assert "trust" not in message and message.endswith("Fetch it again.") and "weights_only" not in message
 
 
 def test_a_path_that_is_no_folder_is_asked_of_the_hub(monkeypatch, tmp_path):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 __path__ = pkgutil.extend_path(__path__, __name__)  # the other distributions' folders
 
+__distribution__ = "collie-config"  # read by collie.interfaces: another project's file in this place does not say so
+
 from collie._namespace import check_foreign, list_names, resolve, tell_what_is_missing
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from collie.interfaces import ForeignPackageError
+from collie.interfaces._errors import ForeignPackageError
 
 _INSTALLED = re.compile(r"(collie(?:[-_.]\w+)?)-\d[^-]*(?:-py[\d.]+)?\.(?:dist-info|egg-info)", re.IGNORECASE)
 FOREIGN = ("collie", "collie-bench", "collie-lm")

@@ -12,7 +12,7 @@ from typing import Any
 
 from collie._namespace._foreign import check_foreign
 from collie._namespace._table import LEAVES, NAMES
-from collie.interfaces import MissingExtraError
+from collie.interfaces._errors import MissingExtraError
 
 
 def resolve(package: str, name: str) -> Any:

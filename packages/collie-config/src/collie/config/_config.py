@@ -88,7 +88,7 @@ class CollieConfig:
     initization_method_params: dict[str, Any] | None = None
     """Arguments of that function, for example {"std": 0.02}."""
     low_cpu_mem_usage: bool = True
-    """Whether loading keeps host memory small."""
+    """Makes no difference: loading always keeps host memory small."""
     ds_config: str | os.PathLike[str] | dict[str, Any] = ""
     """DeepSpeed's configuration: a dict, or the name of a JSON or YAML file. Read through `deepspeed`."""
     model_config: Any = _LAZY["model_config"]
@@ -245,12 +245,17 @@ class CollieConfig:
         write_mapping(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields in the types that JSON has; those made at the first reading only if they are set."""
+        """Return all fields in the types that JSON has; those made at the first reading only if they are set.
+
+        A dp_size that `validate` derived is 1 again, as it was asked for: another world may read what is written.
+        """
         values: dict[str, Any] = {}
         for name in _FIELDS:
             value = _LAZY[name].raw(self) if name in _LAZY else getattr(self, name)
             if value is not UNSET:
                 values[name] = plain(_described(value) if name in _LAZY else value)
+        if self._derived_dp is not None:
+            values["dp_size"] = 1
         return values
 
     def __eq__(self, other: object) -> bool:

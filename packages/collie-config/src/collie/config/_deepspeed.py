@@ -1,4 +1,7 @@
-"""What ds_config says: read from a dict or a file, with its monitors in one spelling."""
+"""What ds_config says: read from a dict or a file, with its monitors in one spelling.
+
+"auto", which transformers' Trainer has its users write, is as good as not set wherever it may stand.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,26 @@ def zero_stage(deepspeed: Mapping[str, Any]) -> int:
     if not isinstance(zero, Mapping):
         raise ConfigError(f'ds_config has zero_optimization={zero!r}. Write {{"stage": 0}}, 1, 2 or 3.')
     stage = zero.get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise ConfigError(f"ds_config has zero_optimization.stage={stage!r}. Use 0, 1, 2 or 3.")
-    return int(stage)
+    return stage
+
+
+def is_on(deepspeed: Mapping[str, Any], name: str) -> bool:
+    """Return whether a parsed ds_config switches the section `name` on, for example "bf16".
+
+    Raises:
+        ConfigError: the section is not a dict, or its "enabled" is not a bool.
+    """
+    section = deepspeed.get(name)
+    if section is None or section == "auto":
+        return False
+    if not isinstance(section, Mapping):
+        raise ConfigError(f'ds_config has {name}={section!r}. Write {{"enabled": true}}.')
+    enabled = section.get("enabled", False)
+    if not isinstance(enabled, bool) and enabled != "auto":
+        raise ConfigError(f"ds_config has {name}.enabled={enabled!r}. Use true, false or 'auto'.")
+    return enabled is True
 
 
 def monitor_config(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,17 +96,19 @@ def monitor_config(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if value is None:
+    if value is None or value == "auto":
         return {}
     if not isinstance(value, Mapping):
         raise ConfigError(f"ds_config has {name}={value!r}, which is not a dict.")
-    return copy.deepcopy(dict(value))
+    return {key: copy.deepcopy(item) for key, item in value.items() if item != "auto"}
 
 
 def _enabled(value: Any, name: str) -> bool:
     """Return whether a value switches something on: a bool, or a dict with "enabled"."""
     if isinstance(value, Mapping):
         value = value.get("enabled", False)
+    if value == "auto":
+        return False
     if not isinstance(value, bool):
         raise ConfigError(f"ds_config has {name}={value!r}. Use true or false.")
     return value

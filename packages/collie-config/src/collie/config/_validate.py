@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from collie.config._deepspeed import is_on
 from collie.interfaces import ConfigError, ParallelSizeError, nearest
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def check_sizes(config: CollieConfig, asked: int, world_size: int, *, warn: bool
     if world_size % (tp * pp):
         raise ParallelSizeError(
             f"tp_size={tp} × pp_size={pp} = {tp * pp} does not divide the world of {world_size} ranks. "
-            f"Start a multiple of {tp * pp} ranks or make the sizes smaller."
+            f"Start a multiple of {tp * pp} ranks, or set smaller sizes."
         )
     dp = world_size // (tp * pp)
     if asked not in (1, dp):
@@ -174,7 +175,7 @@ def _check_ds_config(config: CollieConfig) -> None:
             "gradients until its last micro-batch: nothing to partition in between. Use stage 0 or 1, or pp_size=1."
         )
     deepspeed = config.deepspeed
-    both = [name for name in ("fp16", "bf16") if _is_on(deepspeed.get(name))]
+    both = [name for name in ("fp16", "bf16") if is_on(deepspeed, name)]
     if len(both) == 2:
         raise ConfigError("ds_config enables both fp16 and bf16. Enable one of them.")
     for name, ours in _SAME.items():
@@ -183,7 +184,3 @@ def _check_ds_config(config: CollieConfig) -> None:
             raise ConfigError(
                 f"ds_config has {name}={deepspeed[name]!r}, but {ours}={value}. Leave it out of ds_config."
             )
-
-
-def _is_on(value: Any) -> bool:
-    return isinstance(value, Mapping) and value.get("enabled", False) is True

@@ -1,5 +1,6 @@
 """Where the packages meet: errors, optional imports and the shapes of the objects they hand to each other."""
 
+from collie.interfaces import _root  # noqa: F401  # checks that collie/__init__.py is ours
 from collie.interfaces._errors import (
     CheckpointError,
     CollieError,

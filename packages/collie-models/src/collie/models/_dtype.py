@@ -1,6 +1,7 @@
 """The precision that a model's weights are held in."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def choose_dtype(asked: Any, config: CollieConfig, folder: Path | None = None) -
     if asked is not None and asked != "auto":
         return parse_dtype(asked)
     for section, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        if (config.deepspeed.get(section) or {}).get("enabled") is True:
+        asks = config.deepspeed.get(section)  # may also be "auto", or have that inside: as good as not set
+        if isinstance(asks, Mapping) and asks.get("enabled") is True:
             return dtype
     own = config.model_config.dtype  # read from "dtype" and "torch_dtype" alike
     if own is None and folder is not None and (folder / "config.json").is_file():

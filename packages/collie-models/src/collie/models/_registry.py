@@ -1,5 +1,6 @@
 """Which family serves a config: each says so itself, and another distribution's families are found by entry point."""
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -46,11 +47,22 @@ def find_family(model_config: Any) -> "type[CollieModelForCausalLM]":
     known = sorted({name for family in _families for name in family.model_types})
     asked = getattr(model_config, "model_type", "")
     near = nearest(str(asked), known)
+    described = describe_type(model_config, _families)
     raise ConfigError(
-        f"No model family of CoLLiE serves model_type {asked!r}; known are {', '.join(known)}."
+        f"No model family of CoLLiE serves model_type {described}; known are {', '.join(known)}."
         f"{f' Did you mean {near!r}?' if near and near != asked else ''} Other models of transformers can be loaded "
         f"with its AutoModelForCausalLM and trained under ZeRO."
     )
+
+
+def describe_type(model_config: Any, families: "Iterable[type[CollieModelForCausalLM]]") -> str:
+    """Return a config's model_type, quoted, and which field it lacks of those that mark the families of that type."""
+    asked = getattr(model_config, "model_type", "")
+    marks = {field for family in families if asked in family.model_types for field in family.marks}
+    lacking = sorted(field for field in marks if not hasattr(model_config, field))
+    if not lacking:
+        return repr(asked)
+    return f"{asked!r} without the field {' and '.join(lacking)} (another model of that name)"
 
 
 @cache

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 
 
 def refuse_unsupported(config: CollieConfig) -> None:
-    """Say what this version does not do, before any of it is begun.
+    """Say what this version does not do, before any weight is made. The sizes must have been found to fit the world.
 
     Raises:
         ParallelSizeError: the config asks to split the model itself.
-        ConfigError: the config asks for quantized weights.
+        ConfigError: the config asks for an adapter or for quantized weights.
     """
+    stage_3 = "" if config.zero_stage == 3 else ", and ZeRO stage 3 in ds_config where the model does not fit"
     for field in ("tp_size", "pp_size"):
         if (size := getattr(config, field)) != 1:
             raise ParallelSizeError(
                 f"{field}={size}: this version splits models by data parallelism and ZeRO only. "
-                f"Set {field} to 1, and ZeRO stage 3 in ds_config where the model does not fit."
+                f"Set {field} to 1{stage_3}."
             )
+    if config.uses_peft:
+        raise ConfigError("peft_config: adapters are not in this version. Leave it out.")
     if config.uses_quantization:
         raise ConfigError(
             "quantization_config: CoLLiE's own models are not quantized in this version. Leave it out, or load the "

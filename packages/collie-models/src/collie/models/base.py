@@ -16,7 +16,7 @@ from collie.models._describe import config_json
 from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
-from collie.models._registry import find_family
+from collie.models._registry import describe_type, find_family
 from collie.models._steps import build, read_from, refuse_unsupported
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
@@ -41,6 +41,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
 
     # what a family says of itself
     model_types: ClassVar[tuple[str, ...]] = ()
+    marks: ClassVar[tuple[str, ...]] = ()  # fields of its configs that another family of the same model_type lacks
     names: ClassVar[Names]
     architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
     config_class: ClassVar[type[PretrainedConfig] | None] = None  # where transformers has none of its own
@@ -64,7 +65,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
     @classmethod
     def serves(cls, model_config: PretrainedConfig) -> bool:
         """Whether this family is the one that a config describes."""
-        return getattr(model_config, "model_type", None) in cls.model_types
+        known = getattr(model_config, "model_type", None) in cls.model_types
+        return known and all(hasattr(model_config, field) for field in cls.marks)
 
     @classmethod
     def adopt(cls, model_config: PretrainedConfig) -> PretrainedConfig:
@@ -90,7 +92,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         Args:
             path_or_name: a folder, or a repository of the Hub.
             config: the run's config; None reads one from the checkpoint. Its `low_cpu_mem_usage` makes no
-                difference: loading always uses little.
+                difference: loading always keeps host memory small.
             dtype: of the weights, a torch dtype or its name; by default what ds_config enables (bf16, fp16), else
                 the checkpoint's own, else float32.
             kwargs: revision, token, cache_dir, local_files_only and force_download for the Hub;
@@ -110,8 +112,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
         elif kwargs:
             raise ConfigError(f"from_pretrained got the unknown argument {next(iter(kwargs))!r}; the Hub's are {_HUB}.")
         family = cls._family(config)
+        topology = setup_distribution(config)  # first of all: sizes that do not fit the world are said before others
         refuse_unsupported(config)
-        topology = setup_distribution(config)
         model = build(family, config)
         chosen = choose_dtype(dtype, config, folder)
         materialise(model, config, topology, chosen, read_from(folder, model, chosen))
@@ -130,8 +132,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
             ConfigError: no family serves the config, initization_method does not suit, or sizes do not fit.
         """
         family = cls._family(config)
-        refuse_unsupported(config)
         topology = setup_distribution(config)
+        refuse_unsupported(config)
         model = build(family, config)
         chosen = choose_dtype(dtype, config)
         materialise(model, config, topology, chosen, initialiser(config, chosen))
@@ -221,7 +223,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
             return_logits: False with labels computes the loss in the head, and never holds [B, S, V].
             num_items_in_batch: what the loss is divided by, for means over more than this batch; by default the
                 number of this batch's targets.
-            logits_to_keep: logits of only so many last positions; 0 for all.
+            logits_to_keep: logits of only so many last positions; 0 for all. The loss is that of all positions.
             return_dict, output_attentions, output_hidden_states: accepted from transformers' generate and peft;
                 attentions and hidden states are not returned, and asking for them is refused.
 
@@ -283,7 +285,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         logits_BSV = self.head(hidden_BSE) if return_logits else None
         count: int | Tensor = count_targets(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         total = self.head(hidden_BSE, labels) if logits_BSV is None else _LOSS.sum(logits_BSV, labels)[0]
-        return total / count, logits_BSV
+        return total / count, logits_BSV[:, -logits_to_keep:] if logits_BSV is not None else None
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if given is None:

@@ -30,7 +30,8 @@ class EvaluatorForGeneration(Evaluator):
 
     Args:
         generation_config: how to generate. What it leaves open: greedy, 128 new tokens or as many as the
-            model has positions for (if it sets neither max_new_tokens nor max_length), and the end and padding tokens of the tokenizer, else of the model.
+            model has positions for (if it sets neither max_new_tokens nor max_length), and the end and padding tokens
+            of the tokenizer, else of the model.
         skip_special_tokens: leave special tokens out of the texts.
         metrics: None means {"decode": DecodeMetric()}.
 

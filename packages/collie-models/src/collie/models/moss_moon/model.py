@@ -47,6 +47,7 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
     """MOSS-moon 003; also CodeGen."""
 
     model_types = ("moss", "codegen")
+    marks = ("rotary_dim",)  # "moss" is also the type of the 7B model, which is of another kind
     names = NAMES
     architecture = "MossForCausalLM"
     config_class = Moss003MoonConfig
@@ -65,11 +66,6 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
         self.head = LMHead(model.n_embd, model.vocab_size, bias=True)
         self.rope = Rope.from_config(model, model.rotary_dim or model.n_embd // model.n_head, interleaved=True)
         self.tie_weights()
-
-    @classmethod
-    def serves(cls, model_config: PretrainedConfig) -> bool:
-        """The name "moss" is also that of the 7B model, which is of another kind: it has no rotary_dim."""
-        return model_config.model_type in cls.model_types and hasattr(model_config, "rotary_dim")
 
     @classmethod
     def adopt(cls, model_config: PretrainedConfig) -> PretrainedConfig:

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,7 +94,11 @@ class _SafetensorsReader(Reader):
 
 
 class _TorchReader(Reader):
-    """torch.save's files, mapped into memory: only tensors are unpickled, and only rows that are read are copied."""
+    """torch.save's files: only tensors are unpickled.
+
+    They are mapped into memory, and only rows that are read are copied; those that torch wrote before 1.6, which are no
+    zip archives, cannot be mapped and are held whole.
+    """
 
     def __init__(self, folder: Path, files: list[Path]) -> None:
         self.folder = folder
@@ -109,14 +115,35 @@ class _TorchReader(Reader):
 
 def _load(file: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle ends in an error of almost any class
+        reason = _reason(error)
+        if _is_refusal(error):
+            raise CheckpointError(
+                f"{file} holds more than tensors: {reason}. CoLLiE runs no code from a checkpoint; "
+                "convert it to safetensors where you trust it."
+            ) from error
+        raise CheckpointError(f"{file} is not a whole file of torch's: {reason}. Fetch it again.") from error
+    if not isinstance(loaded, Mapping):
         raise CheckpointError(
-            f"{file} cannot be read as tensors alone: {reason} CoLLiE runs no code from a checkpoint; "
-            f"convert it to safetensors where you trust it."
-        ) from error
+            f"{file} is not a whole file of torch's: it holds a {type(loaded).__name__}, not tensors by name. "
+            "Fetch it again."
+        )
     return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def _reason(error: Exception) -> str:
+    """The part of torch's message that says what was met, without its advice to load the file with everything in it."""
+    text = str(error).strip()
+    if told := re.search(r"WeightsUnpickler error:\s*(?:Unsupported global: GLOBAL ([\w.]+)|(.+))", text):
+        text = told[1] or told[2]
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether torch's unpickler understood the file and met what it does not make; else the file is damaged."""
+    damage = ("Unsupported operand", "String is too long", "Invalid magic number", "Corrupt")
+    return isinstance(error, pickle.UnpicklingError) and not any(words in str(error) for words in damage)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
