@@ -164,10 +164,17 @@ def test_generation_config_of_the_folder_is_read(tmp_path):
     assert (model.generation_config.eos_token_id, model.generation_config.top_k) == ([2, 7], 3)
 
 
-@pytest.mark.parametrize("field", ["tp_size", "pp_size"])
-def test_splitting_the_model_itself_is_refused(field):
-    with pytest.raises(ParallelSizeError, match=rf"{field}=2: this version splits models by data parallelism and ZeRO"):
-        CollieModelForCausalLM.from_config(config(**{field: 2}))
+def test_pipeline_stages_are_refused():
+    with pytest.raises(ParallelSizeError, match=r"pp_size=2: this version has no pipeline stages"):
+        CollieModelForCausalLM.from_config(config(pp_size=2))
+
+
+def test_a_family_without_a_plan_is_not_split():
+    class Unsplit(LlamaForCausalLM):
+        plan = None
+
+    with pytest.raises(ParallelSizeError, match=r"tp_size=2: Unsplit has no plan for tensor parallelism. Set tp_size"):
+        Unsplit.from_config(config(tp_size=2))
 
 
 def test_quantized_weights_are_refused_not_ignored():

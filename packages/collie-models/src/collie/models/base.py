@@ -17,10 +17,10 @@ from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
-from collie.models._steps import build, read_from, refuse_unsupported
+from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
-from collie.parallel import active_topology, full_parameters, materialise, refill, setup_distribution
+from collie.parallel import Plan, active_topology, full_parameters, materialise, refill, setup_distribution
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
@@ -42,6 +42,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
     # what a family says of itself
     model_types: ClassVar[tuple[str, ...]] = ()
     names: ClassVar[Names]
+    plan: ClassVar[Plan | None] = None  # None: the family cannot be split over tensor-parallel ranks
     architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
 
     embed: nn.Embedding
@@ -80,8 +81,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Load a model from a Hugging Face folder or repository, in evaluation mode.
 
         The model is built without storage, the checkpoint is checked against it from its headers, and then each
-        rank reads what it keeps: under ZeRO-3 its slices alone, and the model ends with a forward-only engine, so
-        that calling it and `generate` work at once. No code from the checkpoint runs.
+        rank reads what it keeps: its part under tensor parallelism, under ZeRO-3 its slices of that alone, and the
+        model ends with a forward-only engine, so that calling it and `generate` work at once. No code from the
+        checkpoint runs.
 
         Args:
             path_or_name: a folder, or a repository of the Hub.
@@ -106,9 +108,10 @@ class CollieModelForCausalLM(nn.Module, Generates):
         elif kwargs:
             raise ConfigError(f"from_pretrained got the unknown argument {next(iter(kwargs))!r}; the Hub's are {_HUB}.")
         family = cls._family(config)
-        refuse_unsupported(config)
+        refuse_unsupported(family, config)
         topology = setup_distribution(config)
         model = build(family, config)
+        split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
         materialise(model, config, topology, chosen, read_from(folder, model, chosen))
         model.source = folder
@@ -126,9 +129,10 @@ class CollieModelForCausalLM(nn.Module, Generates):
             ConfigError: no family serves the config, initization_method does not suit, or sizes do not fit.
         """
         family = cls._family(config)
-        refuse_unsupported(config)
+        refuse_unsupported(family, config)
         topology = setup_distribution(config)
         model = build(family, config)
+        split(model, topology)
         chosen = choose_dtype(dtype, config)
         materialise(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
+from collie.parallel._grid import Grid
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
 _engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
@@ -69,7 +70,10 @@ class Engine:
             settings.pop("optimizer", None)
         if not trains:
             settings.pop("scheduler", None)
-        self._deepspeed, *_ = deepspeed_module().initialize(model=model, optimizer=optimizer, config=settings)
+        deepspeed = deepspeed_module()
+        grid = Grid(topology) if topology.tp_size > 1 else None
+        deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
+        self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=grid)
         self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from collie.models._registry import register
 from collie.models.base import CollieModelForCausalLM
 from collie.models.moss_moon.configuration import Moss003MoonConfig
 from collie.models.moss_moon.names import BLOCKS, NAMES
+from collie.models.moss_moon.plan import PLAN
 from collie.module import MLP, Attention, LMHead, Mask, Rope, Rotation
 
 # B batch, S sequence, E hidden
@@ -48,6 +49,7 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
 
     model_types = ("moss", "codegen")
     names = NAMES
+    plan = PLAN
     architecture = "MossForCausalLM"
 
     def __init__(self, config: CollieConfig) -> None:
