@@ -88,7 +88,7 @@ def test_padding_of_the_vocabulary_is_zero():
 
 
 def test_keys_and_values_go_where_their_queries_are():
-    """4 query and 2 key/value heads on 4 ranks: each pair of ranks holds one key/value head, and one of it counts it."""
+    """4 query and 2 key/value heads on 4 ranks: a pair of ranks holds one key/value head, and one counts it."""
     for rank in range(4):
         attention = part(LlamaForCausalLM, toy_llama_config(), 4, rank).layers["0"].attention
         assert (attention.heads, attention.kv_heads) == (1, 1)
@@ -149,7 +149,8 @@ def test_fused_blocks_are_each_divided(tp):
         ({"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 48}, 4,
          "tp_size=4 does not divide num_attention_heads=6 (llama). Use tp_size 1, 2 or 6."),
         ({"num_attention_heads": 12, "num_key_value_heads": 6, "hidden_size": 96}, 4,
-         "tp_size=4 neither divides num_key_value_heads=6 nor is a multiple of it (llama). Use tp_size 1, 2, 3, 6 or 12."),
+         "tp_size=4 neither divides num_key_value_heads=6 nor is a multiple of it (llama). "
+         "Use tp_size 1, 2, 3, 6 or 12."),
         ({"intermediate_size": 50}, 4,
          "tp_size=4 does not divide the 50 rows of layers.0.mlp.gate (llama). Use tp_size 1 or 2."),
     ],
