@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from toy_training import LR, make_config, make_model, rows, snapshot
 from torch import nn
+from toy_training import LR, make_config, make_model, rows, snapshot
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
-from collie.optim import Lomo
-from collie.parallel import full_parameters, setup_distribution
+from collie.optim import Lomo, rewind_random_numbers
+from collie.parallel import full_parameters, setup_distribution, shard_of
 from collie.testing import run_ranks, toy_llama_config
 
 IDS = torch.randint(3, 97, (4, 9), generator=torch.Generator().manual_seed(5))
@@ -16,8 +16,8 @@ CLIP = 0.5
 STEPS = 3
 
 
-def model_of(tp=1, stage=0, **fields):
-    config = make_config(stage, tp_size=tp)
+def model_of(tp=1, stage=0, dropout=0.0, **fields):
+    config = make_config(stage, tp_size=tp, dropout=dropout)
     config.model_config = toy_llama_config(initializer_range=0.4, **fields)
     topology = setup_distribution(config)
     return make_model(config), topology
@@ -82,6 +82,39 @@ def test_clipping_under_tensor_parallelism_equals_torchs(ranks, tp, stage, tied,
     assert results[0][1].keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(results[0][1][name], weight, atol=2e-6, rtol=1e-5)
+
+
+def one_step(tp, stage):
+    """How far a clipped step of learning rate 1 goes with dropout, and the key weights that this rank holds."""
+    model, topology = model_of(tp, stage, dropout=0.5)
+    model.train()
+    before = {n: p.clone() if p is not None else None for n, p in full_parameters(model, topology)}
+    optimizer = Lomo(model, lr=1.0, clip_grad_norm=0.25)
+    rewind = rewind_random_numbers(topology.device)
+    loss = loss_of(model, IDS)
+    assert optimizer.grad_norm(loss) > 0.25
+    if optimizer.needs_second_forward:
+        rewind()
+        loss = loss_of(model, IDS)
+    optimizer.fused_backward(loss, 1.0)
+    after = dict(full_parameters(model, topology))
+    keys = [shard_of(layer.attention.k.weight, topology).data.clone() for layer in model.layers.values()]
+    if topology.rank != 0:
+        return None, keys
+    return torch.stack([(after[name] - before[name]).norm() for name in after]).norm().item(), keys
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_both_passes_see_the_same_dropout_and_copies_stay_equal(stage):
+    """The step is lr·clip long only if the norm was that of the gradient applied, in the masks of each rank's heads.
+
+    Ranks that hold the same keys drop other weights, and still get the same gradient.
+    """
+    results = run_ranks(4, one_step, 4, stage)
+    assert results[0][0] == pytest.approx(0.25, rel=1e-4)
+    for first, second in ((0, 1), (2, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(results[first][1], results[second][1], strict=True))
+    assert not torch.equal(results[0][1][0], results[2][1][0])
 
 
 def trained(tp, stage, micro, optimizer):
