@@ -301,8 +301,17 @@ def steps(toy, tp, stage, clip):
     return norms, dict(full_parameters(model, topology))
 
 
-@pytest.mark.parametrize("toy", ["llama", "moss"])
-@pytest.mark.parametrize(("tp", "dp", "stage"), [(2, 1, 0), (2, 2, 1), (2, 2, 2), (2, 2, 3), (2, 1, 3), (4, 1, 1)])
+@pytest.mark.parametrize(
+    ("toy", "tp", "dp", "stage"),
+    [
+        ("llama", 2, 1, 0),
+        ("tied", 2, 1, 3),
+        ("llama", 4, 1, 1),  # 2 key/value heads on 4 ranks
+        ("llama", 2, 2, 2),
+        ("moss", 2, 2, 1),
+        ("moss", 2, 2, 3),
+    ],
+)
 def test_clipped_training_through_deepspeed(ranks, toy, tp, dp, stage):
     """The norm that DeepSpeed clips by is that of the whole gradient, and three steps end at one process's weights."""
     [(norms, weights)] = ranks(1, steps, toy, 1, 1, 0.5)

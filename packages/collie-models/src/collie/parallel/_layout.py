@@ -86,7 +86,7 @@ class Held:
 def fused(*blocks: str) -> Layout:
     """Return the layout of a weight that holds these blocks, in this order: fused("q", "k", "v"), fused("gate", "up").
 
-    A projection of one block is fused("k").
+    A projection of one block is fused("k"). Keys and values stand behind queries.
     """
     return Layout(blocks)
 
