@@ -78,7 +78,7 @@ class RowLinear(nn.Linear):
         columns = whole.in_features // topology.tp_size
         super().__init__(columns, whole.out_features, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
         held = even(whole.in_features, topology.tp_size)
-        mark(self.weight, Cut(f"{name}.weight", whole.weight.shape, 1, held, columns), topology)
+        mark(self.get_parameter("weight"), Cut(f"{name}.weight", whole.weight.shape, 1, held, columns), topology)
         self.group: Group = topology.tp_group
 
     def forward(self, x: Tensor) -> Tensor:

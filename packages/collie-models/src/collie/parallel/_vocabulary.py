@@ -62,7 +62,7 @@ class VocabEmbedding(nn.Embedding):
     def __init__(self, name: str, whole: nn.Embedding, topology: Topology) -> None:
         entries = -(-whole.num_embeddings // topology.tp_size)
         super().__init__(entries, whole.embedding_dim, device="meta", dtype=whole.weight.dtype)
-        self.part = _cut_vocabulary(self.weight, f"{name}.weight", whole.weight, topology)
+        self.part = _cut_vocabulary(self, "weight", name, whole.weight, topology)
         self.group = topology.tp_group
 
     def forward(self, ids_BS: Tensor) -> Tensor:
@@ -79,9 +79,9 @@ class VocabHead(LMHead):
         super().__init__(
             whole.in_features, entries, bias=whole.bias is not None, device="meta", dtype=whole.weight.dtype
         )
-        self.vocabulary = _cut_vocabulary(self.weight, f"{name}.weight", whole.weight, topology)
+        self.vocabulary = _cut_vocabulary(self, "weight", name, whole.weight, topology)
         if self.bias is not None:
-            _cut_vocabulary(self.bias, f"{name}.bias", whole.bias, topology)
+            _cut_vocabulary(self, "bias", name, whole.bias, topology)
         self.size = whole.out_features
         self.group = topology.tp_group
 
@@ -90,8 +90,10 @@ class VocabHead(LMHead):
         return result if labels_BS is not None else gather_last(result, self.group)[..., : self.size]
 
 
-def _cut_vocabulary(part: nn.Parameter, name: str, whole: Tensor, topology: Topology) -> VocabularyPart:
+def _cut_vocabulary(part: nn.Module, attribute: str, name: str, whole: Tensor, topology: Topology) -> VocabularyPart:
+    """Mark a parameter of `part` as this rank's rows of `whole`, and return which entries those are."""
     held = even(whole.shape[0], topology.tp_size)
-    mark(part, Cut(name, whole.shape, 0, held, part.shape[0]), topology)
+    parameter = part.get_parameter(attribute)
+    mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]), topology)
     start, stop = held[topology.tp_rank][0] if held[topology.tp_rank] else (0, 0)
     return VocabularyPart(start, stop, topology.tp_group)
