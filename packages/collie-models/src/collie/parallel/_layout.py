@@ -33,10 +33,6 @@ class Layout:
     def by_heads(self) -> bool:
         return any(block in _QUERIES + _KEYS_VALUES for block in self.blocks)
 
-    def copies(self, heads: Heads | None, ranks: int) -> int:
-        """Return how many neighbouring ranks hold the same keys and values."""
-        return max(1, ranks // heads.kv_heads) if heads is not None else 1
-
     def held(self, name: str, rows: int, heads: Heads | None, ranks: int) -> "Held":
         """Return for each rank the row ranges that it holds alone, and those that it holds with its neighbours.
 
@@ -47,18 +43,19 @@ class Layout:
         shared: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
         counts = [self._units(block, heads) for block in self.blocks]
         unit = rows // sum(counts) if heads is not None else 1  # rows of a head
-        start = 0
+        most, start = 1, 0
         for block, count in zip(self.blocks, counts, strict=True):
             units = count if heads is not None else rows // len(self.blocks)
             copies = 1
             if units % ranks:
                 copies = self._copies(name, block, units, ranks)
+            most = max(most, copies)
             part = units * copies // ranks
             for rank in range(ranks):
                 first = start + rank // copies * part * unit
                 (own if copies == 1 else shared)[rank].append((first, first + part * unit))
             start += units * unit
-        return Held(tuple(map(joined, own)), tuple(map(joined, shared)))
+        return Held(tuple(map(joined, own)), tuple(map(joined, shared)), most)
 
     def _units(self, block: str, heads: Heads | None) -> int:
         if heads is None:
@@ -77,10 +74,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Held:
-    """For each rank the ranges that it holds alone, and those that its neighbours hold, too."""
+    """For each rank the ranges that it holds alone, and those that `copies` neighbours hold, itself among them."""
 
     own: tuple[Ranges, ...]
     shared: tuple[Ranges, ...]
+    copies: int
 
 
 def fused(*blocks: str) -> Layout:

@@ -69,12 +69,12 @@ class Column:
         self.layout.held(site.name, _linear(site).out_features, self._heads(site), ranks)
 
     def apply(self, site: Site, topology: Topology) -> nn.Module:
-        whole, heads, ranks = _linear(site), self._heads(site), topology.tp_size
-        held = self.layout.held(site.name, whole.out_features, heads, ranks)
+        whole = _linear(site)
+        held = self.layout.held(site.name, whole.out_features, self._heads(site), topology.tp_size)
         make = partial(ColumnLinear, site.name, whole, entered=site.entered, topology=topology)
         if not any(held.shared):
             return make(held.own)
-        shared = make(held.shared, copies=self.layout.copies(heads, ranks))
+        shared = make(held.shared, copies=held.copies)
         return MixedColumnLinear(make(held.own), shared) if any(held.own) else shared
 
     def _heads(self, site: Site) -> Heads | None:
