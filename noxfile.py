@@ -72,6 +72,12 @@ def runtime(threads: int = 1) -> dict[str, str | None]:
     return settings
 
 
+def references() -> dict[str, str | None]:
+    """Where the reference numbers lie, if the folder `shared` with them stands beside the repository."""
+    goldens = ROOT.parent / "shared" / "goldens"
+    return {"COLLIE_GOLDENS": str(goldens)} if goldens.is_dir() and "COLLIE_GOLDENS" not in os.environ else {}
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build sdist and wheel of the five packages into dist/ (the wheel from the sdist)."""
@@ -96,7 +102,7 @@ def tests(session: nox.Session, package: str) -> None:
         folder = f"packages/collie-{package}/tests"
     session.run(
         "python", "-m", "pytest", "-c", "pyproject.toml", "--rootdir", ".", "-p", "no:cacheprovider", folder,
-        *session.posargs, env={**runtime(), "COLLIE_DIST": str(DIST)},
+        *session.posargs, env={**runtime(), **references(), "COLLIE_DIST": str(DIST)},
     )  # fmt: skip
 
 

@@ -81,6 +81,9 @@ def test_what_the_generation_config_leaves_open(bigram, evaluate):
     assert (mine.max_new_tokens, mine.eos_token_id) == (None, None)  # the caller's own stays as it was
     evaluate([{"input_ids": [3]}], tokenizer=None)
     assert (bigram.settings.eos_token_id, bigram.settings.pad_token_id) == (9, 8)
+    bigram.config = SimpleNamespace(n_positions=16)
+    evaluate([{"input_ids": [3] * 6}], generation_config=mine)
+    assert bigram.settings.max_new_tokens == 10  # what the model's positions leave
     evaluate(
         [{"input_ids": [3]}], generation_config=GenerationConfig(max_new_tokens=1, eos_token_id=[7, 5], do_sample=True)
     )

@@ -25,12 +25,12 @@ def test_padding_on_either_side_counts_the_same_targets(left):
 def test_rows_without_labels_learn_every_token_but_padding():
     batch = ColliePadder(padding_left=True)([{"input_ids": row["input_ids"]} for row in ROWS])
     assert targets(batch).tolist() == [[5, 6, 7, 8], [-100, -100, -100, 4]]
-    with pytest.raises(DataError, match="labels or input_ids.*text"):
+    with pytest.raises(DataError, match=r"labels or input_ids.*text"):
         targets({"text": ["a"]})
 
 
 def test_the_head_and_the_logits_give_the_same_sum():
-    """A model with return_logits, the same model behind a wrapper without it, and either side of padding: one number."""
+    """With return_logits and behind a wrapper without it, padded on either side: one number."""
 
     def run():
         config = CollieConfig()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from collie.testing import RankError, golden, goldens_root, run_ranks, toy_llama_config, toy_moss_config
+from collie.testing import RankError, golden, run_ranks, toy_llama_config, toy_moss_config
 
 
 def _alive(pid):
@@ -158,16 +158,11 @@ def test_goldens(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"'lama3' is not in .*llama3"):
         golden("lama3")
     monkeypatch.setenv("COLLIE_GOLDENS", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        golden("llama3")
+    monkeypatch.delenv("COLLIE_GOLDENS")
     with pytest.raises(unittest.SkipTest, match="COLLIE_GOLDENS"):
         golden("llama3")
-
-
-def test_goldens_beside_the_checkout(monkeypatch, tmp_path):
-    monkeypatch.delenv("COLLIE_GOLDENS", raising=False)
-    (tmp_path / "shared" / "goldens").mkdir(parents=True)
-    (tmp_path / "checkout" / "packages").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "checkout" / "packages")
-    assert goldens_root() == tmp_path / "shared" / "goldens"
 
 
 def test_toy_configurations():

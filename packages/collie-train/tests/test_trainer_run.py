@@ -9,7 +9,8 @@ from toy_training import make_config, make_model, rows, sgd, snapshot
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
-from collie.events import Bye, EventReader, Hello, RunFolder, Step
+from collie.events import Bye, Checkpoint, EventReader, Hello, RunFolder, Step
+from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.optim import Lomo
 from collie.testing import run_ranks
@@ -145,6 +146,43 @@ def test_every_rank_writes_its_events(runs):
     assert total_tokens == sum(len(row["input_ids"]) for row in rows())
 
 
+def test_trainers_of_one_process_share_the_file(runs):
+    """One hello, one count of lines, no second run folder."""
+
+    def run():
+        config = make_config()
+        model = make_model(config)
+        optimizer = sgd(model.parameters())
+        for _ in range(2):
+            trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows())
+            trainer.train()
+        trainer._recorder.events.close()
+        return str(trainer.run_folder)
+
+    folder = RunFolder(run_ranks(1, run)[0])
+    assert [path.name for path in runs.iterdir()] == [folder.id]
+    reader = EventReader(folder.event_files()[0])
+    records = reader.read()
+    assert [r.seq for r in records] == list(range(len(records))) and reader.gaps == 0
+    assert sum(isinstance(r.event, Hello) for r in records) == 1
+    assert [r.step for r in records if isinstance(r.event, Step)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_tokenizer_that_cannot_be_written_stops_every_rank(tmp_path):
+    class Full:
+        def save_pretrained(self, path):
+            raise OSError("no space left on device")
+
+    def run():
+        config = make_config()
+        model = make_model(config)
+        with pytest.raises(CheckpointError, match="no space left"):
+            Trainer(model, config, tokenizer=Full()).save_model(str(tmp_path / "saved"))
+        return True
+
+    assert run_ranks(2, run, timeout=30) == [True, True]
+
+
 class StopAfter(Callback):
     """Ask for a stop from inside, after a step, in the way a test chooses."""
 
@@ -204,6 +242,7 @@ def test_a_failure_is_written_down():
         )
         with pytest.raises(RuntimeError, match="roof"):
             trainer.train()
+        trainer._recorder.events.close()
         return str(trainer.run_folder)
 
     (records,) = _events(RunFolder(run_ranks(1, run)[0]))
@@ -225,9 +264,33 @@ def test_a_run_without_a_folder_trains(monkeypatch, tmp_path):
     assert run_ranks(1, run) == [(None, 2)]
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_loaded_weights_replace_the_optimizers_copies(stage, tmp_path):
+    """In bfloat16 the optimizer steps float32 copies: a tiny step after load_model must start from what was loaded."""
+
+    def run():
+        config = make_config(stage, micro=10)
+        config.ds_config = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}
+        model = CollieModelForCausalLM.from_config(config)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows())
+        trainer.save_model(str(tmp_path / "start"))
+        start = snapshot(model, trainer)
+        trainer.train()
+        moved = snapshot(model, trainer)
+        trainer.load_model(str(tmp_path / "start"))
+        optimizer.param_groups[0]["lr"] = 1e-9
+        trainer.train()
+        end = snapshot(model, trainer)
+        return [max((a[n] - b[n]).abs().max().item() for n in a) for a, b in ((start, moved), (start, end))]
+
+    away, back = run_ranks(1, run)[0]
+    assert away > 0.05 and back == 0.0
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 3)])
 def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
-    """What one layout saves, another reads; training goes on from loaded weights, not the optimizer's copies."""
+    """What one layout saves, it reads back, and so does one process; the run knows where and how large it is."""
 
     def save():
         config = make_config(stage, micro=4)
@@ -235,44 +298,46 @@ def test_saved_weights_load_anywhere(ranks, stage, tmp_path):
         trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
         trainer.train()
         trainer.save_model(str(tmp_path / "saved"))
+        saved_after = trainer.global_batch_idx
         saved = snapshot(model, trainer)
         trainer.train()
         trainer.load_model(str(tmp_path / "saved"))
         loaded = snapshot(model, trainer)
-        trainer.train()
-        again = snapshot(model, trainer)
+        trainer._recorder.events.close()
         if trainer.topology.rank:
-            return True
-        same = all(torch.equal(saved[name], loaded[name]) for name in saved)
-        moved = max((again[name] - saved[name]).abs().max().item() for name in saved)
-        return same, moved
-
-    same, moved = run_ranks(ranks, save)[0]
-    assert same
+            return None
+        records = EventReader(RunFolder(trainer.run_folder).event_files()[0]).read()
+        (checkpoint,) = [record for record in records if isinstance(record.event, Checkpoint)]
+        size = sum(file.stat().st_size for file in (tmp_path / "saved").iterdir())
+        assert (checkpoint.event.path, checkpoint.event.bytes) == (str(tmp_path / "saved"), size)
+        assert checkpoint.step == saved_after
+        return saved, loaded
 
     def read():
-        config = make_config()
-        model = CollieModelForCausalLM.from_pretrained(str(tmp_path / "saved"), config=config)
-        trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
-        before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        config.train_micro_batch_size = 4
-        trainer.train()
-        return max((p - before[n]).abs().max().item() for n, p in model.named_parameters())
+        model = CollieModelForCausalLM.from_pretrained(str(tmp_path / "saved"), config=make_config())
+        return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
-    if ranks == 1:
-        assert moved == pytest.approx(run_ranks(1, read)[0], rel=1e-3)
+    saved, loaded = run_ranks(ranks, save)[0]
+    alone = run_ranks(1, read)[0]
+    for name, weight in saved.items():
+        assert torch.equal(loaded[name], weight) and torch.equal(alone[name], weight)
 
 
 def test_eval_dataset_without_collie_eval_says_what_to_install():
     """In an environment that has collie-eval the same call makes an evaluator."""
-    from importlib.util import find_spec
-
     from collie.interfaces import MissingExtraError
+
+    def has_eval():
+        try:
+            import collie.controller.evaluator  # noqa: F401
+        except ImportError:
+            return False
+        return True
 
     def run():
         config = make_config()
         model = make_model(config)
-        if find_spec("collie.controller.evaluator") is None:
+        if not has_eval():
             with pytest.raises(MissingExtraError, match=r"collie-train\[eval\]"):
                 Trainer(model, config, eval_dataset=rows())
             return 1

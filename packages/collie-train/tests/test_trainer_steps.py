@@ -5,12 +5,24 @@ import torch
 from torch.nn import functional as F
 from toy_training import LR, ROWS, make_config, make_model, rows, sgd, snapshot
 
+from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
 from collie.data import ColliePadder
 from collie.interfaces import ConfigError, DataError
 from collie.models import CollieModelForCausalLM
+from collie.module import GPTLMLoss
 from collie.optim import Lomo
-from collie.testing import run_ranks
+from collie.testing import run_ranks, toy_llama_config
+
+
+class Record(Callback):
+    """Keep every step's loss."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def on_train_batch_end(self, trainer, loss):
+        self.losses.append(loss.item())
 
 
 def bare_loop(optimizer_of, order):
@@ -45,13 +57,7 @@ def train(optimizer_name, stage, micro, accumulate):
     model = make_model(config)
     optimizer = Lomo(model, lr=LR) if optimizer_name == "lomo" else sgd(model.parameters())
     losses = []
-    from collie.callbacks import Callback
-
-    class Record(Callback):
-        def on_train_batch_end(self, trainer, loss):
-            losses.append(loss.item())
-
-    trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows(), callbacks=Record())
+    trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows(), callbacks=Record(losses))
     trainer.train()
     return snapshot(model, trainer), losses, trainer.global_batch_idx
 
@@ -98,17 +104,10 @@ def test_lomo_trains_in_bfloat16():
     """Loss falls over epochs, and weights stay in bfloat16."""
 
     def run():
-        from collie.callbacks import Callback
-
         losses = []
-
-        class Record(Callback):
-            def on_train_batch_end(self, trainer, loss):
-                losses.append(loss.item())
-
         config = make_config(0, micro=10, train_epochs=15)
         model = make_model(config, torch.bfloat16)
-        Trainer(model, config, optimizer=Lomo(model, lr=0.3), train_dataset=rows(), callbacks=Record()).train()
+        Trainer(model, config, optimizer=Lomo(model, lr=0.3), train_dataset=rows(), callbacks=Record(losses)).train()
         return losses[0], losses[-1], model.dtype
 
     first, last, dtype = run_ranks(1, run)[0]
@@ -134,24 +133,126 @@ def test_clipped_lomo_measures_the_gradient_that_it_applies(stage):
     assert run_ranks(2, run)[0] == pytest.approx(0.25, rel=1e-3)
 
 
-def test_users_loss_gets_what_it_names():
-    """A loss over (logits, labels, attention_mask) is averaged over the rows of the step."""
+def test_users_loss_is_averaged_over_the_rows_of_the_step():
+    """Ten rows in micro-batches of 4, 4 and 2 rows: each row weighs the same, and the loss sees what it names."""
 
-    def run():
-        config = make_config(micro=4)
+    def run(accumulate, micro):
+        config = make_config(micro=micro, accumulate=accumulate)
         model = make_model(config)
-        before = model.head.weight.detach().clone()
-        seen = []
 
         def loss_fn(logits, attention_mask, weight=2.0):
-            seen.append((tuple(logits.shape[:2]), tuple(attention_mask.shape)))
-            return weight * logits.float().square().mean()
+            assert logits.shape[:2] == attention_mask.shape
+            per_row = (logits.float().square().mean(-1) * attention_mask).sum(-1) / attention_mask.sum(-1)
+            return weight * per_row.mean()
 
-        Trainer(model, config, loss_fn=loss_fn, optimizer=sgd(model.parameters()), train_dataset=rows()).train()
-        return seen, torch.equal(before, model.head.weight)
+        losses = []
+        callback = Record(losses)
+        optimizer = sgd(model.parameters())
+        Trainer(model, config, loss_fn=loss_fn, optimizer=optimizer, train_dataset=rows(), callbacks=callback).train()
+        return losses, model.head.weight.detach()
 
-    seen, unchanged = run_ranks(1, run)[0]
-    assert [logits == mask for logits, mask in seen] == [True] * 3 and not unchanged
+    (together,), weight = run_ranks(1, run, 1, 10)[0]
+    (apart,), other = run_ranks(1, run, 3, 4)[0]
+    assert apart == pytest.approx(together, rel=1e-5)
+    torch.testing.assert_close(other, weight, atol=1e-6, rtol=0)
+
+
+def test_a_subclass_of_the_loss_is_called():
+    """Label smoothing in a subclass of GPTLMLoss changes the training."""
+
+    class Smoothed(GPTLMLoss):
+        def forward(self, logits, labels):
+            targets = labels[:, 1:].flatten()
+            return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, label_smoothing=0.5)
+
+    def run(loss):
+        config = make_config(micro=10)
+        model = make_model(config)
+        losses = []
+        optimizer = sgd(model.parameters())
+        Trainer(
+            model, config, loss_fn=loss, optimizer=optimizer, train_dataset=rows(), callbacks=Record(losses)
+        ).train()
+        return losses
+
+    assert run_ranks(1, run, Smoothed())[0] != pytest.approx(run_ranks(1, run, GPTLMLoss())[0], rel=1e-2)
+
+
+def test_the_model_trains_in_training_mode_and_each_epoch_has_its_own_order():
+    """After an evaluation put it in eval mode, too; two calls of train() go on through the epochs."""
+
+    def run():
+        config = make_config(micro=5, train_epochs=2, dataloader_num_workers=1)
+        model = make_model(config)
+        modes, orders = [], []
+
+        class Watch(Callback):
+            def on_train_batch_begin(self, trainer, batch):
+                orders.append((trainer.epoch_idx, batch["input_ids"][:, :3].tolist()))
+                model.eval()
+
+            def on_train_batch_end(self, trainer, loss):
+                modes.append(model.training)
+
+        trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=Watch())
+        trainer.train()
+        trainer.train()
+        return modes, orders, trainer.global_batch_idx, trainer.total_steps
+
+    modes, orders, last, total = run_ranks(1, run)[0]
+    assert modes == [True] * 8
+    assert [epoch for epoch, _ in orders] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len({str(batch) for _, batch in orders}) == 8  # no epoch repeats another's order
+    assert (last, total) == (7, 8)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("name", ["sgd", "lomo"])
+def test_a_model_of_transformers_trains_like_one_process(stage, name, tmp_path):
+    """Two ranks end with the same weights as a bare loop, and save what transformers reads."""
+    from transformers import AutoModelForCausalLM
+
+    def make():
+        torch.manual_seed(7)
+        return AutoModelForCausalLM.from_config(toy_llama_config(initializer_range=0.4), dtype=torch.float32)
+
+    def run():
+        config = make_config(stage, micro=5)
+        config.ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        model = make()
+        optimizer = Lomo(model, lr=LR) if name == "lomo" else sgd(model.parameters())
+        losses = []
+        trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows(), callbacks=Record(losses))
+        trainer.train()
+        trainer.save_model(str(tmp_path / "saved"))
+        return losses
+
+    def bare():
+        model = make()
+        optimizer = sgd(model.parameters())
+        batch = ColliePadder()(rows())
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        F.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten()).backward()
+        optimizer.step()
+        return {key: value.detach() for key, value in model.named_parameters()}
+
+    run_ranks(2, run)
+    expected = run_ranks(1, bare)[0]
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
+    for key, weight in saved.named_parameters():
+        torch.testing.assert_close(weight.detach(), expected[key], atol=1e-6, rtol=0)
+
+
+def test_ds_config_that_lomo_would_ignore_is_refused():
+    def run():
+        config = make_config()
+        config.ds_config = {"gradient_clipping": 1.0}
+        model = make_model(config)
+        with pytest.raises(ConfigError, match=r"gradient_clipping.*Lomo"):
+            Trainer(model, config, optimizer=Lomo(model, lr=LR), train_dataset=rows())
+        return True
+
+    assert run_ranks(1, run) == [True]
 
 
 def test_a_loss_that_names_something_unknown_is_refused():

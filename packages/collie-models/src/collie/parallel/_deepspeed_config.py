@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 
-from collie.config import CollieConfig
+from collie.config import MONITOR_KEYS, CollieConfig
 from collie.interfaces import ConfigError
 
 _OWNED_BY_US = {  # DeepSpeed's key: the CollieConfig field that says the same
     "train_micro_batch_size_per_gpu": "train_micro_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-_NOT_DEEPSPEED = ("monitor_config", "tensorboard", "wandb", "csv_monitor", "comet")  # our monitors write these
 
 
 def deepspeed_config(config: CollieConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -23,12 +22,12 @@ def deepspeed_config(config: CollieConfig, dtype: torch.dtype) -> dict[str, Any]
     Raises:
         ConfigError: ds_config contradicts a CollieConfig field, or asks for a precision that the model is not in.
     """
-    asked = dict(config.deepspeed)
-    for key in _NOT_DEEPSPEED:
+    asked = _without_auto(config.deepspeed)
+    for key in MONITOR_KEYS:  # our monitors write these
         asked.pop(key, None)
     for key, field in _OWNED_BY_US.items():
         value = asked.pop(key, None)
-        if value not in (None, "auto", getattr(config, field)):
+        if value not in (None, getattr(config, field)):
             raise ConfigError(
                 f"ds_config[{key!r}]={value!r} contradicts {field}={getattr(config, field)!r}. "
                 f"Leave it out of ds_config: CoLLiE writes it from {field}."
@@ -46,6 +45,12 @@ def deepspeed_config(config: CollieConfig, dtype: torch.dtype) -> dict[str, Any]
         "zero_optimization": {"stage": 0, **zero},
         "steps_per_print": asked.get("steps_per_print", 2**31),  # our own progress speaks
     }
+
+
+def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy without the values "auto", which in files written for other trainers mean: not set here."""
+    kept = {key: value for key, value in section.items() if value != "auto"}
+    return {key: _without_auto(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _match_precision(asked: dict[str, Any], dtype: torch.dtype) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
@@ -63,17 +64,17 @@ class Engine:
         self.trains = trains
         self.topology = topology
         self.zero_stage: int = config.zero_stage
-        settings = deepspeed_config(config, next(model.parameters()).dtype)
-        if optimizer is not None:
-            _refuse_unsound(optimizer, self.zero_stage)
-        if optimizer is not None or not trains:
-            settings.pop("optimizer", None)
-        if not trains:
-            settings.pop("scheduler", None)
+        self.settings = engine_settings(model, config, optimizer, trains)
+        _refuse_unsound(optimizer, self.settings)
         deepspeed = deepspeed_module()
         grid = Grid(topology) if topology.tp_size > 1 else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
-        self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=grid)
+        try:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=dict(self.settings), mpu=grid
+            )
+        except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
+            raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
         self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +130,7 @@ def engine_for(
     """Return the engine of `model`, made when needed: exactly one a model.
 
     A forward-only engine (ZeRO-3 without an optimizer) is replaced when an optimizer comes. Asking again with the
-    same optimizer gives the same engine; another optimizer gives a new one.
+    same optimizer and settings gives the same engine; another optimizer or other settings give a new one.
 
     Args:
         model: the model, its parameters in one dtype.
@@ -145,7 +146,8 @@ def engine_for(
     current = current_engine(model)
     if current is not None:
         same_optimizer = optimizer is None or current.optimizer is optimizer
-        if same_optimizer and current.trains >= trains:
+        wanted = engine_settings(model, config, optimizer, trains)
+        if same_optimizer and current.trains >= trains and (current.settings == wanted or not trains):
             return current
         current.release_parameters()
         current.close()
@@ -170,18 +172,40 @@ def release_parameters(model: nn.Module) -> None:
         engine.release_parameters()
 
 
-def _refuse_unsound(optimizer: torch.optim.Optimizer, stage: int) -> None:
+def engine_settings(
+    model: nn.Module, config: CollieConfig, optimizer: torch.optim.Optimizer | None, trains: bool
+) -> dict[str, Any]:
+    """Return DeepSpeed's settings for this engine: without those of an optimizer where it gets one, or needs none."""
+    settings = deepspeed_config(config, next(model.parameters()).dtype)
+    if optimizer is not None or not trains:
+        settings.pop("optimizer", None)
+    if not trains:
+        settings.pop("scheduler", None)
+    return settings
+
+
+def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str, Any]) -> None:
     """ZeRO gives an optimizer flat shards: an update that looks at a whole tensor's statistics is wrong there."""
-    name = type(optimizer).__name__
+    stage: int = settings["zero_optimization"]["stage"]
+    asked = dict(settings.get("optimizer") or {}).get("type", "")
+    name = type(optimizer).__name__ if optimizer is not None else asked
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ConfigError(
-            f"optimizer={name} needs a closure over the loss, which the Trainer does not give. Use AdamW."
-        )
-    whole_tensor = (
-        (torch.optim.Adafactor, torch.optim.Muon) if hasattr(torch.optim, "Muon") else (torch.optim.Adafactor,)
-    )
-    if stage > 0 and isinstance(optimizer, whole_tensor):
+        raise ConfigError(f"optimizer={name} needs a closure over the loss, which a step does not give. Use AdamW.")
+    whole_tensor = isinstance(optimizer, _whole_tensor_optimizers()) or "lamb" in asked.lower()
+    if stage > 0 and whole_tensor:
         raise ConfigError(
             f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "
             f"them. Use stage 0, or an elementwise optimizer such as AdamW."
         )
+
+
+def _whole_tensor_optimizers() -> tuple[type, ...]:
+    """The optimizers of torch, and of transformers where it is loaded, that factor or orthogonalise matrices."""
+    of_transformers = getattr(sys.modules.get("transformers.optimization"), "Adafactor", None)
+    found = (torch.optim.Adafactor, getattr(torch.optim, "Muon", None), of_transformers)
+    return tuple(kind for kind in found if kind is not None)
+
+
+def _gist(error: Exception) -> str:
+    """The gist of an error that may be long: its first three lines, in one."""
+    return "; ".join(line.strip() for line in str(error).splitlines()[:3] if line.strip()).rstrip(".")

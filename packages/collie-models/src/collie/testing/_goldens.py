@@ -7,26 +7,22 @@ import unittest
 from pathlib import Path
 
 
-def goldens_root() -> Path:
-    """COLLIE_GOLDENS, else the folder `shared/goldens` beside the checkout that the test run stands in."""
-    if named := os.environ.get("COLLIE_GOLDENS"):
-        return Path(named)
-    starts = (Path.cwd().resolve(), Path(__file__).resolve())
-    for folder in (parent for start in starts for parent in (start, *start.parents)):
-        if (folder / "shared" / "goldens").is_dir():
-            return folder / "shared" / "goldens"
-    return Path("shared/goldens")
+def goldens_root() -> Path | None:
+    """The folder that COLLIE_GOLDENS names, or None where it names none."""
+    named = os.environ.get("COLLIE_GOLDENS")
+    return Path(named) if named else None
 
 
 def golden(name: str) -> Path:
     """The folder of one golden case, such as "llama3".
 
-    Raises unittest.SkipTest, which pytest reports as a skip, where the reference numbers are not on this machine.
-    A case that is missing from a folder that exists is a FileNotFoundError: a misspelled name must not pass as a skip.
+    Raises unittest.SkipTest, which pytest reports as a skip, where no folder is named. A folder or a case that is not
+    there is a FileNotFoundError: a misspelled name must not pass as a skip.
     """
     root = goldens_root()
-    if not root.is_dir():
-        raise unittest.SkipTest(f"no golden numbers at {root}: set COLLIE_GOLDENS to their folder")
+    if root is None:
+        raise unittest.SkipTest("no golden numbers here: set COLLIE_GOLDENS to their folder")
     if not (root / name).is_dir():
-        raise FileNotFoundError(f"golden {name!r} is not in {root}, which has {sorted(p.name for p in root.iterdir())}")
+        there = sorted(path.name for path in root.iterdir()) if root.is_dir() else "no folder"
+        raise FileNotFoundError(f"golden {name!r} is not in {root}, which has {there}")
     return root / name

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from collie.interfaces import ConfigError
-from collie.parallel import Shard, active_topology, is_partitioned, release_parameters, shard_of, squared_norm
+from collie.parallel import Shard, Topology, active_topology, is_partitioned, release_parameters, shard_of, squared_norm
 
 _OnGradient = Callable[[Shard, Tensor], None]
 _EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ has the same
@@ -68,7 +68,6 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.model = model
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value
-        self.topology = active_topology()
         self._on_gradient: _OnGradient | None = None
         self._scale = 1.0  # what clip_grad_norm leaves of a gradient in the coming pass
         self._kept: dict[nn.Parameter, Tensor] = {}
@@ -77,6 +76,11 @@ class FusedOptimizer(torch.optim.Optimizer):
     @abstractmethod
     def update(self, shard: Shard, grad: Tensor, lr: float) -> None:
         """Update `shard.data` in place with its final gradient (same shape; clipped, averaged over dp)."""
+
+    @property
+    def topology(self) -> Topology:
+        """The ranks that train: those of now, since the optimizer may have been made before they were arranged."""
+        return active_topology()
 
     @property
     def needs_second_forward(self) -> bool:

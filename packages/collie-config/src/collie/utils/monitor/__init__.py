@@ -2,7 +2,13 @@
 
 from collie.utils.monitor._base import BaseMonitor, MultiMonitors
 from collie.utils.monitor._outlet import Outlet, get_monitor
-from collie.utils.monitor._resources import CPUMemoryMonitor, DiskIOMonitor, MemoryMonitor, NetworkIOMonitor
+from collie.utils.monitor._resources import (
+    CPUMemoryMonitor,
+    DiskIOMonitor,
+    MemoryMonitor,
+    NetworkIOMonitor,
+    memory_in_use,
+)
 from collie.utils.monitor._training import EvalMonitor, LossMonitor, LRMonitor, StepTimeMonitor, TGSMonitor
 
 __all__ = [
@@ -19,4 +25,5 @@ __all__ = [
     "StepTimeMonitor",
     "TGSMonitor",
     "get_monitor",
+    "memory_in_use",
 ]

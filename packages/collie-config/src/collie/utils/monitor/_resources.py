@@ -19,8 +19,7 @@ class MemoryMonitor(BaseMonitor):
 
     def measure(self, item: Item) -> dict[str, float]:
         """Return {"memory": bytes}."""
-        cuda = _initialised_cuda()
-        return {"memory": cuda.max_memory_allocated() if cuda else _resident_bytes()}
+        return {"memory": memory_in_use()}
 
 
 class CPUMemoryMonitor(BaseMonitor):
@@ -97,6 +96,12 @@ class DiskIOMonitor(BaseMonitor):
         if self.disk is None:
             return psutil.disk_io_counters()
         return (psutil.disk_io_counters(perdisk=True) or {}).get(self.disk)
+
+
+def memory_in_use() -> int:
+    """Return the peak bytes allocated on the current device so far; this process's resident bytes without one."""
+    cuda = _initialised_cuda()
+    return int(cuda.max_memory_allocated()) if cuda else _resident_bytes()
 
 
 def _initialised_cuda() -> Any:

@@ -1,6 +1,7 @@
 """Generated text of prompts."""
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ class EvaluatorForGeneration(Evaluator):
     is a prompt as a whole. Prompts are padded on the left here, whatever the collate_fn did.
 
     Args:
-        generation_config: how to generate. What it leaves open: greedy, 128 new tokens (if it sets neither
-            max_new_tokens nor max_length), and the end and padding tokens of the tokenizer, else of the model.
+        generation_config: how to generate. What it leaves open: greedy, 128 new tokens or as many as the
+            model has positions for (if it sets neither max_new_tokens nor max_length), and the end and padding tokens of the tokenizer, else of the model.
         skip_special_tokens: leave special tokens out of the texts.
         metrics: None means {"decode": DecodeMetric()}.
 
@@ -84,7 +85,7 @@ class EvaluatorForGeneration(Evaluator):
             DataError: a row has no prompt: its first token is a label, or it is empty.
         """
         prompts, targets = prompts_and_targets(batch)
-        settings = self._settings()
+        settings = self._settings(longest=max(len(prompt) for prompt in prompts))
         input_ids, attention_mask = pad_left(prompts, settings.pad_token_id, self.device)
         extra = self._extra(settings)
         output = self.model.generate(  # type: ignore[operator]  # transformers' GenerationMixin
@@ -113,11 +114,12 @@ class EvaluatorForGeneration(Evaluator):
             extra["synced_gpus"] = True  # CoLLiE's models know it, those of transformers must be told
         return extra
 
-    def _settings(self) -> GenerationConfig:
-        """The generation config with everything set that it left open."""
+    def _settings(self, longest: int) -> GenerationConfig:
+        """The generation config with everything set that it left open; `longest` is the longest prompt's length."""
         settings = copy.deepcopy(self.generation_config)
         if settings.max_new_tokens is None and settings.max_length is None:
-            settings.max_new_tokens = _MAX_NEW_TOKENS
+            room = self._positions() - longest
+            settings.max_new_tokens = min(_MAX_NEW_TOKENS, room) if room > 0 else _MAX_NEW_TOKENS
         if settings.do_sample is None:
             settings.do_sample = False
         if settings.eos_token_id is None:
@@ -127,6 +129,12 @@ class EvaluatorForGeneration(Evaluator):
         if settings.pad_token_id is None:
             settings.pad_token_id = next(iter(_as_list(settings.eos_token_id)), 0)
         return settings
+
+    def _positions(self) -> int:
+        """How many positions the model says that it was made for; without a word, as many as wanted."""
+        config = getattr(self.model, "config", None)
+        said = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return said if isinstance(said, int) else sys.maxsize
 
     def _token(self, name: str) -> Any:
         """A special token of the tokenizer, else of the model."""

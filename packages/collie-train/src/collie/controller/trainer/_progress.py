@@ -30,6 +30,6 @@ class TrainingProgress:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
-    def advance(self, epoch: int, epochs: int, step: int, loss: float) -> None:
+    def advance(self, epoch: int, step: int, loss: float) -> None:
         """Show that `step` steps are done."""
-        self._progress.update(self._task, completed=step, description=f"epoch {epoch + 1}/{epochs}", loss=f"{loss:.4f}")
+        self._progress.update(self._task, completed=step, description=f"epoch {epoch + 1}", loss=f"{loss:.4f}")

@@ -17,16 +17,29 @@ from importlib import metadata
 from pathlib import Path
 from types import FrameType
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from collie.events import Alert, Bye, Event, EventWriter, Hello, Log, NullWriter, RunFolder
+from collie.events import (
+    RUN_DIR_VARIABLE,
+    Alert,
+    Bye,
+    Event,
+    EventWriter,
+    Hello,
+    Log,
+    NullWriter,
+    RunFolder,
+    current_attempt,
+)
 from collie.interfaces import RunContext
 from collie.parallel import Topology
 
 _POLL_SECONDS = 0.5  # how often rank 0 looks for requests: the folder may lie on a network
 _PACKAGES = ("torch", "transformers", "deepspeed", "collie-config", "collie-models", "collie-train")
 _logger = logging.getLogger(__name__)
+_writers: dict[Path, EventWriter] = {}  # by run folder; this rank's file in it
 
 
 @dataclass(frozen=True)
@@ -43,14 +56,10 @@ class Recorder:
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._folder = _agree_on_folder(topology)
-        attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-        self.events: EventWriter | NullWriter = (
-            EventWriter(self._folder.events, topology.rank, attempt) if self._folder is not None else NullWriter()
-        )
+        self.events = _writer_of_this_process(self._folder, topology)
         self._terminated = False
         self._answered: set[str] = set()
         self._next_poll = 0.0
-        self.events.write(_hello(topology))
 
     @property
     def path(self) -> Path | None:
@@ -71,7 +80,6 @@ class Recorder:
                 message = f"{type(error).__name__}: {error}"
                 self.write(Alert(level="error", code=type(error).__name__, message=message), step=step())
                 self.write(Bye(outcome="failed", message=message), step=step())
-                self.events.close()
                 raise
 
     def write(self, event: Event, *, step: int | None) -> None:
@@ -148,9 +156,25 @@ def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[
     return all_weight // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
 
 
+def _writer_of_this_process(folder: RunFolder | None, topology: Topology) -> EventWriter | NullWriter:
+    """Return the one writer of this rank's file, whose first line is hello: Trainers of one process share it."""
+    if folder is None:
+        return NullWriter()
+    if folder.path not in _writers:
+        writer = EventWriter(folder.events, topology.rank, current_attempt())
+        writer.write(_hello(topology))
+        _writers[folder.path] = writer
+    return _writers[folder.path]
+
+
 def _agree_on_folder(topology: Topology) -> RunFolder | None:
-    """Return the run's folder: the supervisor's, else one that rank 0 makes and tells the others."""
-    given = os.environ.get("COLLIE_RUN_DIR")
+    """Return the run's folder: the supervisor's, else one that rank 0 makes and tells the others.
+
+    One process is one run: a second Trainer writes where the first one did.
+    """
+    if _writers:
+        return RunFolder(next(reversed(_writers)))
+    given = os.environ.get(RUN_DIR_VARIABLE)
     path: str | None = given
     if given is None and topology.rank == 0:
         path = _make_folder(topology)
@@ -208,8 +232,6 @@ def _hello(topology: Topology) -> Hello:
 
 
 def _process_start() -> float | None:
-    import psutil
-
     try:
         return psutil.Process().create_time()
     except psutil.Error:

@@ -83,8 +83,7 @@ class FusedStep:
                 norm = self._optimizer.grad_norm(self._averaged(share))
                 if self._optimizer.needs_second_forward:
                     rewind()  # the gradient applied must be the one that was measured: same dropout
-                    share = self.objective(self.engine, micro_batch, total)
-                    assert isinstance(share, Tensor)
+                    share = torch.as_tensor(self.objective(self.engine, micro_batch, total))
             self._optimizer.fused_backward(self._averaged(share), lr)
         if self._optimizer.has_accumulated:
             norm = self._optimizer.apply_accumulated(lr)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +12,22 @@ from torch.utils.data import Dataset
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
-from collie.controller.trainer._memory import memory_in_use
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step, StepResult
-from collie.controller.trainer._weights import load_model, save_model
+from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
-from collie.events import Bye
+from collie.events import Bye, Checkpoint
 from collie.events import Step as StepEvent
 from collie.interfaces import ConfigError, DataError, SupportsEval
+from collie.models import CollieModelForCausalLM
 from collie.module import GPTLMLoss, to_device
 from collie.optim import FusedOptimizer
 from collie.parallel import engine_for, set_seed, setup_distribution
-from collie.utils.monitor import BaseMonitor, MultiMonitors
+from collie.utils.monitor import BaseMonitor, MultiMonitors, memory_in_use
+
+_ROWS_TO_CHECK = 256
 
 TrainFn = Callable[["Trainer", dict[str, Any], int], Tensor | float]
 
@@ -37,13 +40,15 @@ class Trainer:
 
     Args:
         model: a CoLLiE model, or any module that takes the batch's entries and returns an output with `.logits`.
+            The config's dropout and use_flash are for CoLLiE's models; those of transformers are made with their own.
         config: sizes, epochs, evaluation frequency, ds_config.
         tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model.
         loss_fn: GPTLMLoss gives the exact mean over all target tokens of the global batch. Any other callable gets
             the batch's and the output's entries that its parameters name and returns the mean over its rows.
         train_fn: replaces forward and loss: train_fn(trainer, batch, global_step) is called once a micro-batch and
             returns the mean loss of its rows, a tensor for the Trainer to backpropagate, or a float where it ran
-            backward and the optimizer itself.
+            backward and the optimizer itself. With Lomo(clip_grad_norm=…) under ZeRO-3 a returned tensor is needed
+            twice, and the function is called twice.
         eval_fn: with `eval_dataset`: eval_fn(evaluator, batch) -> dict for the metrics.
         optimizer: a torch optimizer over the model's parameters, or a fused one (Lomo). None: ds_config's
             `optimizer`, or no training.
@@ -87,14 +92,11 @@ class Trainer:
             raise ConfigError(
                 "data_provider/server: prompts to the model in training are not available in this version."
             )
-        if config.uses_peft:
-            raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
+        _refuse_what_is_not_there(model, config)
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
         self.train_dataset = train_dataset
-        if isinstance(train_dataset, list | tuple):
-            check_rows(train_dataset)
         set_seed(config)
         self.optimizer = optimizer
         self._step = self._make_step(train_fn)
@@ -103,15 +105,15 @@ class Trainer:
         self.train_dataloader = self._make_loader(train_dataset_collate_fn or ColliePadder())
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
-        self.epoch_idx = self.batch_idx = 0
+        self.epoch_idx = self.batch_idx = self._epochs_begun = 0
+        self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
         self.evaluators = _as_list(evaluators)
         if eval_dataset is not None:
             collate = eval_dataset_collate_fn or ColliePadder(padding_left=True)
             self.evaluators.append(dataset_evaluator(model, config, eval_dataset, tokenizer, eval_fn, metrics, collate))
         self.monitors = MultiMonitors(_as_list(monitors))
         context = self._recorder.context(self._steps)
-        for watcher in _as_list(monitors):
-            watcher.bind(context)
+        self.monitors.bind(context)
         for evaluator in self.evaluators:
             evaluator.bind(context, model)
         self.callbacks = CallbackManager(callbacks)
@@ -129,11 +131,6 @@ class Trainer:
         return len(self.train_dataloader) if self.train_dataloader is not None else 0
 
     @property
-    def total_steps(self) -> int:
-        """Steps of the whole training."""
-        return self.steps_per_epoch * self.config.train_epochs
-
-    @property
     def lr(self) -> float:
         """The learning rate of the first parameter group; 0.0 without an optimizer."""
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer is not None else 0.0
@@ -144,7 +141,9 @@ class Trainer:
         return self._recorder.path
 
     def train(self) -> None:
-        """Train all epochs, or until a stop is asked for; returns after the last step of either.
+        """Train train_epochs epochs, or until a stop is asked for; returns after the last step of either.
+
+        Called again it trains as many epochs more: epochs, and with them the order of rows, count on.
 
         Raises:
             ConfigError: there is no optimizer, or no training data.
@@ -152,13 +151,14 @@ class Trainer:
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
-        epochs = self.config.train_epochs
+        first, last = self._epochs_begun, self._epochs_begun + self.config.train_epochs
+        self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
             self.callbacks.on_train_begin(self)
             stopped = False
-            for epoch in range(epochs):
-                self.epoch_idx = epoch
+            for epoch in range(first, last):
+                self.epoch_idx, self._epochs_begun = epoch, epoch + 1
                 self.callbacks.on_train_epoch_begin(self)
                 stopped = self._train_epoch(progress)
                 if stopped:
@@ -180,7 +180,11 @@ class Trainer:
 
     def save_model(self, path: str, **arguments: Any) -> None:
         """Write the weights as a Hugging Face folder; collective, ends with a barrier on every rank."""
+        began = time.perf_counter()
         save_model(self.model, self.topology, path, self.tokenizer, **arguments)
+        if self.topology.rank == 0:
+            saved = Checkpoint(path=str(Path(path).resolve()), seconds=time.perf_counter() - began, bytes=size_of(path))
+            self._recorder.write(saved, step=self._steps())
         self.callbacks.on_save_model(self)
 
     def load_model(self, path: str) -> None:
@@ -197,7 +201,7 @@ class Trainer:
             with self.monitors as item:
                 result, requests, measured = self._run_step(micro_batches)
                 item.update(measured)
-            progress.advance(self.epoch_idx, self.config.train_epochs, self._steps.finished, measured["loss"])
+            progress.advance(self.epoch_idx, self._steps.finished, measured["loss"])
             self.callbacks.on_train_batch_end(self, result.loss)
             if requests.stop:
                 return True
@@ -245,7 +249,7 @@ class Trainer:
             epoch=measured["epoch"],
             total=self.total_steps,
             grad_norm=result.grad_norm,
-            memory=memory_in_use(self.topology.device),
+            memory=memory_in_use(),
         )
         self._recorder.write(event, step=measured["global_step"])
 
@@ -254,17 +258,39 @@ class Trainer:
         objective: Objective
         if train_fn is not None:
             objective = UserStep(train_fn, self)
-        elif isinstance(self.loss_fn, GPTLMLoss):
+        elif type(self.loss_fn) is GPTLMLoss:  # a subclass may have a forward of its own
             objective = TokenMean(self.model, self.loss_fn)
+            self._check_rows()
         else:
             objective = RowMean(self.model, self.loss_fn)
         if isinstance(self.optimizer, FusedOptimizer):
-            return FusedStep(self.model, self.optimizer, objective, self.topology)
+            return FusedStep(self._prepared_for_fused_updates(), self.optimizer, objective, self.topology)
         if self.optimizer is None and "optimizer" not in self.config.deepspeed:
             return None
         engine = engine_for(self.model, self.config, self.optimizer, trains=True)
         self.optimizer = engine.optimizer
         return PlainStep(engine, objective, self.topology)
+
+    def _check_rows(self) -> None:
+        """Look at rows before any rank works: at all of a list, at the first ones of what may be slow to read."""
+        if isinstance(self.train_dataset, list | tuple):
+            check_rows(self.train_dataset)
+        elif hasattr(self.train_dataset, "__len__"):
+            check_rows(self.train_dataset, limit=_ROWS_TO_CHECK)
+
+    def _prepared_for_fused_updates(self) -> nn.Module:
+        """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
+        for key in ("gradient_clipping", "optimizer", "scheduler"):
+            if self.config.deepspeed.get(key):
+                raise ConfigError(
+                    f"ds_config[{key!r}] is for optimizers that DeepSpeed steps, and {type(self.optimizer).__name__} "
+                    f"steps itself. Take it out, and give the optimizer's own arguments or lr_scheduler instead."
+                )
+        if not isinstance(self.model, CollieModelForCausalLM):
+            self.model.to(self.topology.device)
+            if self.config.zero_stage == 3:
+                engine_for(self.model, self.config)
+        return self.model
 
     def _make_scheduler(self, scheduler: Any) -> Any:
         if scheduler is None or hasattr(scheduler, "step"):
@@ -287,6 +313,21 @@ class Trainer:
             dp_rank=self.topology.dp_rank,
             dp_size=self.topology.dp_size,
         )
+
+
+def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
+    """Say what this version does not do, before anything is begun."""
+    if config.uses_peft:
+        raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
+    ours = isinstance(model, CollieModelForCausalLM)
+    for field in ("tp_size", "pp_size"):
+        if not ours and getattr(config, field) > 1:
+            raise ConfigError(
+                f"{field}={getattr(config, field)} splits models of collie.models only, and this is a "
+                f"{type(model).__name__}. Set {field} to 1, and use ZeRO."
+            )
+    if not ours and config.checkpointing and hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _as_list(one_or_many: Any) -> list[Any]:

@@ -1,43 +1,70 @@
 """Weights to and from Hugging Face folders, for the model of a Trainer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
-from collie.interfaces import ConfigError
-from collie.parallel import Topology
+from collie.interfaces import CheckpointError, ConfigError
+from collie.models import CollieModelForCausalLM
+from collie.parallel import Topology, full_parameters
 
 
 def save_model(model: nn.Module, topology: Topology, path: str | Path, tokenizer: Any, **arguments: Any) -> None:
-    """Write the model's weights and config, and the tokenizer where there is one; ends with a barrier.
+    """Write the model's weights and config, and the tokenizer where there is one; every rank ends at the same point.
+
+    A model of transformers is gathered on the CPU of rank 0, which writes it by the model's own `save_pretrained`.
 
     Raises:
         ConfigError: the model cannot write itself.
-        CheckpointError: the file system refused.
+        CheckpointError: the file system refused; on every rank.
     """
-    _method(model, "save_pretrained")(path, **arguments)
-    if tokenizer is not None and topology.rank == 0:
-        tokenizer.save_pretrained(path)
+    if isinstance(model, CollieModelForCausalLM):
+        model.save_pretrained(path, **arguments)
+    elif hasattr(model, "save_pretrained"):
+        state = {name: tensor for name, tensor in full_parameters(model, topology) if tensor is not None}
+        saved = model.state_dict().keys()
+        state.update((name, buffer.cpu()) for name, buffer in model.named_buffers() if name in saved)
+        _on_rank_zero(lambda: model.save_pretrained(path, state_dict=state, **arguments), topology, path)
+    else:
+        raise ConfigError(f"{type(model).__name__} has no save_pretrained: save it through its own methods.")
+    if tokenizer is not None:
+        _on_rank_zero(lambda: tokenizer.save_pretrained(path), topology, path)
     topology.barrier()
 
 
 def load_model(model: nn.Module, topology: Topology, path: str | Path) -> None:
-    """Replace the model's weights, and an optimizer's copies of them, by a checkpoint's; ends with a barrier.
+    """Replace the weights of a model of collie.models, and an optimizer's copies of them, by a checkpoint's.
 
     Raises:
-        ConfigError: the model cannot read them.
+        ConfigError: the model is of another kind.
         CheckpointError: a tensor is missing or misshapen.
     """
-    _method(model, "load_weights")(path)
+    if not isinstance(model, CollieModelForCausalLM):
+        raise ConfigError(
+            f"load_model reads into models of collie.models, and this is a {type(model).__name__}: "
+            f"make it with its own from_pretrained({str(path)!r}) before the Trainer."
+        )
+    model.load_weights(path)
     topology.barrier()
 
 
-def _method(model: nn.Module, name: str) -> Any:
-    method = getattr(model, name, None)
-    if method is None:
-        raise ConfigError(
-            f"{type(model).__name__} has no {name}. The Trainer saves and loads models of collie.models; "
-            f"save this one through its own methods."
-        )
-    return method
+def size_of(path: str | Path) -> int:
+    """Return the bytes of a saved folder's files."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
+def _on_rank_zero(write: Callable[[], Any], topology: Topology, path: str | Path) -> None:
+    """Let rank 0 write; what stops it is raised on every rank, so that none waits for the others."""
+    outcome: list[str | None] = [None]
+    if topology.rank == 0:
+        try:
+            write()
+        except Exception as error:  # whatever it is, the other ranks must hear of it
+            outcome = [f"{path} could not be written: {type(error).__name__}: {error}"]
+    if topology.world_size > 1:
+        dist.broadcast_object_list(outcome, src=0, device=topology.device)
+    if outcome[0] is not None:
+        raise CheckpointError(outcome[0])
