@@ -10,7 +10,7 @@ import pytest
 
 SHARED = pathlib.Path(os.environ.get("COLLIE_SHARED", pathlib.Path(__file__).parent.parent.parent / "shared"))
 SCRIPTS, GOLDENS = SHARED / "conformance", SHARED / "goldens"
-LAYOUTS = ("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "accumulate")
+LAYOUTS = ("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "accumulate", "tp2", "tp2-dp2-zero1", "tp2-dp2-zero3")
 
 pytestmark = [
     pytest.mark.skipif(not SCRIPTS.is_dir(), reason=f"no conformance scripts at {SCRIPTS}: set COLLIE_SHARED"),
@@ -31,6 +31,15 @@ def test_parity_with_reference_numbers():
     cases = ("moss_moon", "codegen", "llama2", "llama3")
     code, out, errors = run(SCRIPTS / "parity.py", *(GOLDENS / case for case in cases))
     assert out.splitlines() == [f"{case}: equal" for case in cases], out + errors
+    assert code == 0
+
+
+def test_parity_of_two_tensor_parallel_ranks():
+    """Also with an odd vocabulary, and with fused and grouped heads."""
+    cases = ("moss_moon", "codegen", "llama2", "llama3")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    code, out, errors = run(*torchrun, SCRIPTS / "parity.py", "--tp", "2", *(GOLDENS / case for case in cases))
+    assert [line for line in out.splitlines() if ": " in line] == [f"{case}: equal" for case in cases], out + errors
     assert code == 0
 
 

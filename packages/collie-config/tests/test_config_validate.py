@@ -52,7 +52,7 @@ def test_a_world_that_the_sizes_do_not_divide():
         valid(6, tp_size=2, pp_size=2)
     assert str(caught.value) == (
         "tp_size=2 × pp_size=2 = 4 does not divide the world of 6 ranks. "
-        "Start a multiple of 4 ranks, or set smaller sizes."
+        "Start a multiple of 4 ranks, or set sizes whose product divides 6."
     )
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, PretrainedConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen3Config
 
 import collie.models
 from collie.config import CollieConfig
@@ -21,7 +21,7 @@ from collie.models import (
     register,
 )
 from collie.models._steps import build
-from collie.testing import golden, run_ranks, toy_llama_config, toy_moss_config
+from collie.testing import golden, run_ranks, toy_config, toy_llama_config, toy_moss_config
 
 IDS = torch.arange(2, 14).view(2, 6)
 
@@ -209,23 +209,29 @@ def test_generation_config_of_the_folder_is_read(tmp_path):
     assert (model.generation_config.eos_token_id, model.generation_config.top_k) == ([2, 7], 3)
 
 
-def refusal(field, stage, load):
+def refusal(field, stage):
     """On one of two ranks: the sentence that a model with this field = 2 gets."""
     settings = config(**{field: 2}, ds_config={"zero_optimization": {"stage": stage}})
-    arguments = (golden("llama3"), settings) if load else (settings,)
-    make = CollieModelForCausalLM.from_pretrained if load else CollieModelForCausalLM.from_config
+    if field == "tp_size":
+        settings.model_config = toy_config(Qwen3Config)
     with pytest.raises(ParallelSizeError) as caught:
-        make(*arguments)
+        CollieModelForCausalLM.from_config(settings)
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("field", "stage"), [("tp_size", 0), ("pp_size", 1), ("tp_size", 3)])
-@pytest.mark.parametrize("load", [False, True])
-def test_splitting_the_model_itself_is_refused(field, stage, load):
-    """And ZeRO stage 3 is no advice where it is set."""
-    for message in run_ranks(2, refusal, field, stage, load, timeout=60):
-        assert message.startswith(f"{field}=2: this version splits models by data parallelism and ZeRO only. ")
-        assert ("stage 3" in message) == (stage != 3)
+@pytest.mark.parametrize(
+    ("field", "stage", "sentence"),
+    [
+        ("tp_size", 0, "Qwen3ForCausalLM has no plan for tensor parallelism"),
+        ("tp_size", 3, "Qwen3ForCausalLM has no plan for tensor parallelism"),
+        ("pp_size", 1, "this version has no pipeline stages"),
+    ],
+)
+def test_splits_that_are_not_there_are_refused(field, stage, sentence):
+    """Pipeline stages, and families without a plan of their own; ZeRO stage 3 is no advice where it is set."""
+    for message in run_ranks(2, refusal, field, stage, timeout=60):
+        assert message.startswith(f"{field}=2: {sentence}" if field == "pp_size" else f"{field}=2: ")
+        assert sentence in message and ("stage 3" in message) == (stage != 3)
 
 
 def test_sizes_that_do_not_fit_the_world_are_said_first():

@@ -108,9 +108,20 @@ def test_a_slice_reads_the_rows_it_lies_in_and_no_others(monkeypatch):
     rows = type(open_reader(folder)).rows
     monkeypatch.setattr(type(open_reader(folder)), "rows", lambda self, *a: asked.append(a) or rows(self, *a))
     part = fill("layers.0.attention.qkv.weight", torch.Size([192, 64]), 12 * 64 + 5, 20 * 64 + 7)
-    assert asked == [("transformer.h.0.attn.qkv_proj.weight", [(12, 16), (48, 53)])]
+    assert asked == [("transformer.h.0.attn.qkv_proj.weight", [(12, 16), (48, 53)], None)]
     file = load_file(folder / "model.safetensors")["transformer.h.0.attn.qkv_proj.weight"]
     assert torch.equal(part, torch.cat([file[12:16], file[48:53]]).flatten()[5:-57].bfloat16())
+
+
+@pytest.mark.parametrize("as_torch", [False, True])
+def test_columns_are_read_as_a_tensor_of_their_own(folder, as_torch):
+    """A row-parallel weight's part: elements [start, stop) count among the asked columns alone."""
+    file = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    if as_torch:
+        as_torch_files(folder, 1)
+    fill = read_from(folder, meta_model(folder), torch.float32)
+    part = fill("layers.0.mlp.down.weight", file.shape, 7, 60, columns=(16, 28))
+    assert torch.equal(part, file[:, 16:28].flatten()[7:60])
 
 
 def edit(folder, change):

@@ -88,7 +88,7 @@ def check_sizes(config: CollieConfig, asked: int, world_size: int, *, warn: bool
     if world_size % (tp * pp):
         raise ParallelSizeError(
             f"tp_size={tp} × pp_size={pp} = {tp * pp} does not divide the world of {world_size} ranks. "
-            f"Start a multiple of {tp * pp} ranks, or set smaller sizes."
+            f"Start a multiple of {tp * pp} ranks, or set sizes whose product divides {world_size}."
         )
     dp = world_size // (tp * pp)
     if asked not in (1, dp):

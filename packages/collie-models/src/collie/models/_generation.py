@@ -9,7 +9,7 @@ from transformers import Cache, GenerationMixin
 from transformers.utils import ModelOutput
 
 from collie.config import CollieConfig
-from collie.parallel import active_topology
+from collie.parallel import active_topology, draw_alike
 
 
 @dataclass
@@ -36,8 +36,14 @@ class Generates(GenerationMixin):
     collie_config: CollieConfig
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' generate. Under ZeRO-3 on several ranks all of them make as many forwards as the longest."""
-        if self.collie_config.zero_stage == 3 and active_topology().dp_size > 1:
+        """transformers' generate. Under ZeRO-3 on several ranks all of them make as many forwards as the longest.
+
+        Tensor-parallel ranks are given the same prompts, and draw the same numbers: those of the first of them.
+        """
+        topology = active_topology()
+        if self.collie_config.tp_size > 1:
+            draw_alike(topology)
+        if self.collie_config.zero_stage == 3 and topology.dp_size > 1:
             kwargs.setdefault("synced_gpus", True)
         return super().generate(*args, **kwargs)
 

@@ -24,12 +24,14 @@ def initialiser(config: CollieConfig, dtype: torch.dtype) -> Fill:
     """
     fill_matrix = _matrix_method(config.initization_method, config.initization_method_params or {}, config)
 
-    def draw(name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+    def draw(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         whole = torch.zeros(shape, device="cpu")
         if len(shape) > 1:
             fill_matrix(whole, _generator(config.seed, name))
         elif not name.endswith(".bias"):
             whole.fill_(1.0)
+        if columns is not None:
+            whole = whole[:, columns[0] : columns[1]]
         return whole.flatten()[start:stop].to(dtype)
 
     return draw

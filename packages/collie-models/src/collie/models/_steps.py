@@ -1,7 +1,7 @@
 """From a config to a model with weights, in steps that can each be called alone.
 
-build on `meta` → (keep this stage's layers → apply the tensor-parallel plan) → materialise → load. The two in brackets
-have nothing to do yet: `refuse_unsupported` says so before any of it.
+build on `meta` → (keep this stage's layers) → split by the tensor-parallel plan → materialise → load. What is in
+brackets has nothing to do yet: `refuse_unsupported` says so before any of it.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
 from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import Fill
+from collie.parallel import Fill, Plan, Topology
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -21,20 +21,23 @@ if TYPE_CHECKING:
     Model = TypeVar("Model", bound=CollieModelForCausalLM)
 
 
-def refuse_unsupported(config: CollieConfig) -> None:
+def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
     """Say what this version does not do, before any weight is made. The sizes must have been found to fit the world.
 
     Raises:
-        ParallelSizeError: the config asks to split the model itself.
+        ParallelSizeError: the config asks for pipeline stages, or to split a family that has no plan for it.
         ConfigError: the config asks for an adapter or for quantized weights.
     """
     stage_3 = "" if config.zero_stage == 3 else ", and ZeRO stage 3 in ds_config where the model does not fit"
-    for field in ("tp_size", "pp_size"):
-        if (size := getattr(config, field)) != 1:
-            raise ParallelSizeError(
-                f"{field}={size}: this version splits models by data parallelism and ZeRO only. "
-                f"Set {field} to 1{stage_3}."
-            )
+    if config.pp_size != 1:
+        raise ParallelSizeError(
+            f"pp_size={config.pp_size}: this version has no pipeline stages. Set pp_size to 1{stage_3}."
+        )
+    if config.tp_size != 1 and own_plan(family) is None:
+        raise ParallelSizeError(
+            f"tp_size={config.tp_size}: {family.__name__} has no plan for tensor parallelism. "
+            f"Set tp_size to 1{stage_3}."
+        )
     if config.uses_peft:
         raise ConfigError("peft_config: adapters are not in this version. Leave it out.")
     if config.uses_quantization:
@@ -44,10 +47,31 @@ def refuse_unsupported(config: CollieConfig) -> None:
         )
 
 
+def own_plan(family: "type[Model]") -> Plan | None:
+    """Return the family's own tensor-parallel plan.
+
+    One that it inherits does not count: its blocks may hold what the table of the family above does not name.
+    """
+    return vars(family).get("plan")
+
+
 def build(family: "type[Model]", config: CollieConfig) -> "Model":
     """Return a model whose parameters have shapes and no storage."""
     with torch.device("meta"):
         return family(config)
+
+
+def split(model: "CollieModelForCausalLM", topology: Topology) -> None:
+    """Leave of a model on `meta` what this tensor-parallel rank holds, by its family's plan.
+
+    Raises:
+        ParallelSizeError: so many ranks cannot divide its heads or its inner sizes.
+    """
+    if topology.tp_size > 1:
+        plan = own_plan(type(model))
+        assert plan is not None, "refuse_unsupported comes first"
+        plan.check(model, topology.tp_size, model.config.model_type)
+        plan.apply(model, topology)
 
 
 def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype) -> Fill:
@@ -61,7 +85,8 @@ def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype)
     Raises:
         CheckpointError: there is no checkpoint, or a tensor is missing or misshapen.
     """
-    template = build(type(model), model.collie_config)  # under ZeRO-3 a parameter's own shape is (0,)
+    # a split model has parts of parameters, and under ZeRO-3 a parameter's own shape is (0,)
+    template = build(type(model), model.collie_config)
     shapes = {name: parameter.shape for name, parameter in template.named_parameters()}
     every = (name for name, _ in template.named_parameters(remove_duplicate=False))
     tied = [name for name in every if name not in shapes]

@@ -16,11 +16,11 @@ from collie.models._describe import config_json
 from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
-from collie.models._registry import describe_type, find_family
-from collie.models._steps import build, read_from, refuse_unsupported
+from collie.models._registry import find_family
+from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
-from collie.parallel import active_topology, full_parameters, materialise, refill, setup_distribution
+from collie.parallel import Plan, active_topology, full_parameters, materialise, refill, setup_distribution
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
@@ -43,6 +43,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
     model_types: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()  # fields of its configs that another family of the same model_type lacks
     names: ClassVar[Names]
+    plan: ClassVar[Plan | None] = None  # None: the family cannot be split over tensor-parallel ranks
     architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
     config_class: ClassVar[type[PretrainedConfig] | None] = None  # where transformers has none of its own
 
@@ -86,8 +87,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Load a model from a Hugging Face folder or repository, in evaluation mode.
 
         The model is built without storage, the checkpoint is checked against it from its headers, and then each
-        rank reads what it keeps: under ZeRO-3 its slices alone, and the model ends with a forward-only engine, so
-        that calling it and `generate` work at once. No code from the checkpoint runs.
+        rank reads what it keeps: its part under tensor parallelism, under ZeRO-3 its slices of that alone, and the
+        model ends with a forward-only engine, so that calling it and `generate` work at once. No code from the
+        checkpoint runs.
 
         Args:
             path_or_name: a folder, or a repository of the Hub.
@@ -113,8 +115,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
             raise ConfigError(f"from_pretrained got the unknown argument {next(iter(kwargs))!r}; the Hub's are {_HUB}.")
         family = cls._family(config)
         topology = setup_distribution(config)  # first of all: sizes that do not fit the world are said before others
-        refuse_unsupported(config)
+        refuse_unsupported(family, config)
         model = build(family, config)
+        split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
         materialise(model, config, topology, chosen, read_from(folder, model, chosen))
         model.source = folder
@@ -133,8 +136,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """
         family = cls._family(config)
         topology = setup_distribution(config)
-        refuse_unsupported(config)
+        refuse_unsupported(family, config)
         model = build(family, config)
+        split(model, topology)
         chosen = choose_dtype(dtype, config)
         materialise(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():

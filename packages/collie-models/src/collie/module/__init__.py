@@ -2,7 +2,7 @@
 
 from collie.module._attention import Attention, attention
 from collie.module._by_name import accepts, as_dict, call_by_name, model_inputs
-from collie.module._head import LMHead
+from collie.module._head import LMHead, Vocabulary, WholeVocabulary
 from collie.module._loss import GPTLMLoss, count_targets
 from collie.module._mask import Mask
 from collie.module._mlp import MLP, GatedMLP, activation
@@ -20,6 +20,8 @@ __all__ = [
     "RMSNorm",
     "Rope",
     "Rotation",
+    "Vocabulary",
+    "WholeVocabulary",
     "accepts",
     "activation",
     "as_dict",

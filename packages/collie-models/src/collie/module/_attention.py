@@ -1,5 +1,6 @@
 """Scaled dot-product attention with grouped key/value heads, and the block around it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -125,6 +126,7 @@ class Attention(nn.Module):
         self.dropout = dropout
         self.use_flash = use_flash
         self.fused = fused
+        self._randomness: Callable[[], AbstractContextManager[None]] = nullcontext
         if fused:
             self.qkv = nn.Linear(width, (heads + 2 * kv_heads) * head_dim, bias=bias)
         else:
@@ -143,8 +145,21 @@ class Attention(nn.Module):
         if self.window is not None:
             mask = mask.within(self.window, q_BNSH.shape[2], k_BKSH.shape[2], q_BNSH.device)
         dropout = self.dropout if self.training else 0.0
-        mixed_BNSH = attention(q_BNSH, k_BKSH, v_BKSH, mask, dropout=dropout, use_flash=self.use_flash)
+        with self._randomness() if dropout else nullcontext():
+            mixed_BNSH = attention(q_BNSH, k_BKSH, v_BKSH, mask, dropout=dropout, use_flash=self.use_flash)
         return self.out(mixed_BNSH.transpose(1, 2).flatten(-2))
+
+    def keep_heads(
+        self, heads: int, kv_heads: int, randomness: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Go on with a part of the heads, to which the projections have been cut.
+
+        Args:
+            heads, kv_heads: how many are left.
+            randomness: makes the context in which attention weights are dropped: those that hold other heads must
+                drop other weights.
+        """
+        self.heads, self.kv_heads, self._randomness = heads, kv_heads, randomness
 
     def project(self, x_BSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q_BNSH, k_BKSH, v_BKSH."""

@@ -5,7 +5,7 @@ needs only a few rows at a time: `LMHead.forward(hidden, labels)` walks over the
 at once, while a chunk's probabilities are there (the idea of Liger's fused linear cross-entropy, Hsu et al. 2024).
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,35 @@ _CHUNK_ELEMENTS = 2**26  # of a chunk's logits: 256 MiB in float32
 _CHUNK_ROWS = 256  # at least, or the products are too thin
 
 
+class Vocabulary(Protocol):
+    """What the loss needs to know about the logits that it is given: all of a row's, or a rank's part of them."""
+
+    def score(self, logits_CV: Tensor, target_C1: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log Σ exp of each row's logits, and its target's logit, both [C, 1]."""
+        ...
+
+    def subtract_one(self, grad_CV: Tensor, target_C1: Tensor) -> None:
+        """Subtract 1 at each row's target, in place."""
+        ...
+
+
+class WholeVocabulary:
+    """All of a row's logits are here."""
+
+    def score(self, logits_CV: Tensor, target_C1: Tensor) -> tuple[Tensor, Tensor]:
+        return logits_CV.logsumexp(1, keepdim=True), logits_CV.gather(1, target_C1)
+
+    def subtract_one(self, grad_CV: Tensor, target_C1: Tensor) -> None:
+        grad_CV.scatter_add_(1, target_C1, grad_CV.new_full(target_C1.shape, -1.0))
+
+
 class LMHead(nn.Linear):
     """Linear E → V that also computes the loss. Everything that touches the weight happens inside `forward`.
 
     Under ZeRO-3 the weight exists only there; a tied head shares the embedding's Parameter.
     """
+
+    vocabulary: Vocabulary = WholeVocabulary()
 
     def forward(self, hidden_BSE: Tensor, labels_BS: Tensor | None = None) -> Tensor:
         """Return logits [B, S, V]; or with labels the sum of the shifted targets' negative log-likelihoods.
@@ -41,7 +65,7 @@ class LMHead(nn.Linear):
             return F.linear(hidden_BSE, self.weight, self.bias)
         targets = shifted(labels_BS.to(hidden_BSE.device)).flatten()
         total: Tensor = _LinearNLL.apply(
-            hidden_BSE.flatten(0, -2), self.weight, self.bias, targets, torch.is_grad_enabled()
+            hidden_BSE.flatten(0, -2), self.weight, self.bias, targets, self.vocabulary, torch.is_grad_enabled()
         )
         return total
 
@@ -51,7 +75,13 @@ class _LinearNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight_VE: Tensor, bias_V: Tensor | None, targets: Tensor, with_grad: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        targets: Tensor,
+        vocabulary: Vocabulary,
+        with_grad: bool,
     ) -> Tensor:
         rows_M = (targets != IGNORE_INDEX).nonzero().squeeze(1)
         wants = [with_grad and wanted for wanted in ctx.needs_input_grad[:3]]
@@ -63,12 +93,12 @@ class _LinearNLL(torch.autograd.Function):
         for rows_C in rows_M.split(max(_CHUNK_ROWS, _CHUNK_ELEMENTS // weight_VE.shape[0])):
             hidden_CE, target_C1 = hidden[rows_C], targets[rows_C].unsqueeze(1)
             logits_CV = F.linear(hidden_CE, weight_VE, bias_V).float()
-            norm_C1 = logits_CV.logsumexp(1, keepdim=True)
-            total += (norm_C1 - logits_CV.gather(1, target_C1)).sum()
+            norm_C1, score_C1 = vocabulary.score(logits_CV, target_C1)
+            total += (norm_C1 - score_C1).sum()
             if not any(wants):
                 continue
             grad_CV = logits_CV.sub_(norm_C1).exp_()  # softmax, in place
-            grad_CV.scatter_add_(1, target_C1, torch.full_like(norm_C1, -1.0))
+            vocabulary.subtract_one(grad_CV, target_C1)
             if grad_bias is not None:
                 grad_bias += grad_CV.sum(0)
             grad_CV = grad_CV.to(weight_VE.dtype)
@@ -89,4 +119,4 @@ class _LinearNLL(torch.autograd.Function):
             (saved * grad).to(dtype) if saved is not None else None
             for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *grads, None, None
+        return *grads, None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
+from collie.parallel._grid import Grid
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
 _engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
@@ -66,8 +67,12 @@ class Engine:
         self.settings = engine_settings(model, config, optimizer, trains)
         _refuse_unsound(optimizer, self.settings)
         deepspeed = deepspeed_module()
+        grid = Grid(topology) if topology.tp_size > 1 else None
+        deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
         try:
-            self._deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(self.settings))
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=dict(self.settings), mpu=grid
+            )
         except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
             raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
         self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)

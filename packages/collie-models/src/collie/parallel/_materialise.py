@@ -1,4 +1,8 @@
-"""From a model on `meta` to weights on this rank's device: whole, or under ZeRO-3 only this rank's slices."""
+"""From a model on `meta` to weights on this rank's device: whole, or this rank's part, or a flat slice of either.
+
+A model that a plan has split holds parts of parameters, each with a `Cut` that says of which one; ZeRO-3 divides what
+a rank holds into flat slices over the dp ranks.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -8,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from collie.config import CollieConfig
+from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
 from collie.parallel._shard import as_zero3, is_partitioned, shard_of
@@ -17,21 +22,30 @@ from collie.parallel._topology import Topology
 class Fill(Protocol):
     """Where values come from: a checkpoint, or an initialisation."""
 
-    def __call__(self, name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
-        """Return elements [start, stop) of the flattened parameter `name`, on the CPU or the device."""
+    def __call__(
+        self, name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Return elements [start, stop) of the flattened parameter `name`, on the CPU or the device.
+
+        Args:
+            name: as in the model before it was split.
+            shape: of the whole parameter.
+            start, stop: of the whole, flattened; or where columns are given, of these alone, flattened.
+            columns: a range of the second dimension; given only where tensor parallelism asks for one.
+        """
         ...
 
 
 def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtype: torch.dtype, fill: Fill) -> None:
     """Give every parameter of a model on `meta` its storage and values, in place.
 
-    Without ZeRO-3 each rank holds all of them. With it a rank asks `fill` for the slice it keeps and nothing else,
-    one parameter at a time, and the model ends with a forward-only engine, so that it can be called at once.
+    A rank asks `fill` for what it keeps and nothing else, one parameter at a time: its part of what a plan has split,
+    and under ZeRO-3 its slice of that. Then the model ends with a forward-only engine, and can be called at once.
     A parameter that two modules share (a tied head) is made once and stays shared.
     """
     partition = _partitioner(config, topology, dtype) if config.zero_stage == 3 else None
     for name, (parameter, owners) in _owners(model).items():
-        made = _make(parameter, dtype, topology.device)
+        made = _make(parameter, dtype, topology)
         if partition is not None:
             partition(made)
         for module, attribute in owners:
@@ -55,11 +69,19 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
 def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (name, whole tensor on the CPU) on rank 0 and (name, None) elsewhere, one parameter at a time.
 
-    Collective: every rank must walk it to the end. Rank 0 never holds more than one whole parameter, and where it
-    holds the parameter anyway the tensor shares its memory.
+    Names and shapes are those of the model before it was split. Collective: every rank must walk it to the end. Rank 0
+    never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares
+    its memory.
     """
+    wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        whole = _gather(parameter, topology) if is_partitioned(parameter) else parameter.data
+        cut = cut_of(parameter)
+        wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
+    for name, parameters in wholes.items():
+        if cut_of(parameters[0]) is not None:
+            yield name, _assemble(parameters, topology)
+            continue
+        whole = _held(parameters[0], topology)
         yield name, whole.detach().cpu() if topology.rank == 0 and whole is not None else None
 
 
@@ -76,9 +98,11 @@ def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Mod
     return found
 
 
-def _make(parameter: nn.Parameter, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
-    storage = torch.empty(parameter.shape, dtype=dtype, device=device)
-    return nn.Parameter(storage, requires_grad=parameter.requires_grad)
+def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn.Parameter:
+    storage = torch.empty(parameter.shape, dtype=dtype, device=topology.device)
+    made = nn.Parameter(storage, requires_grad=parameter.requires_grad)
+    cut = cut_of(parameter)
+    return mark(made, cut, topology) if cut is not None else made
 
 
 def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -> Callable[[nn.Parameter], None]:
@@ -86,7 +110,7 @@ def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -
     deepspeed = deepspeed_module()
     init = deepspeed.zero.Init(
         module=nn.Module(),
-        data_parallel_group=topology.dp_group,
+        data_parallel_group=topology.group("dp") if topology.tp_size > 1 else topology.dp_group,
         config_dict_or_path=deepspeed_config(config, dtype),
         dtype=dtype,
     )
@@ -99,18 +123,50 @@ def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -
 
 
 def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -> None:
-    """Write this rank's part; the padding at the end of the last ZeRO-3 slice is zero, so that norms stay exact."""
-    target = shard_of(parameter, topology).data
-    if not is_partitioned(parameter):
-        target.copy_(fill(name, parameter.shape, 0, parameter.numel()).view(parameter.shape))
+    """Write what this rank keeps; padding, at the end of a slice or of a vocabulary, is zero: norms stay exact."""
+    target = shard_of(parameter, topology).data.view(-1)
+    if is_partitioned(parameter):
+        shape, total = as_zero3(parameter).ds_shape, as_zero3(parameter).ds_numel
+        start = min(topology.dp_rank * target.numel(), total)
+        stop = min(start + target.numel(), total)
+    else:
+        shape, start, stop = parameter.shape, 0, parameter.numel()
+    cut = cut_of(parameter)
+    if cut is not None or stop - start < target.numel():
+        target.zero_()
+    if cut is None:
+        if start < stop:
+            target[: stop - start].copy_(fill(name, shape, start, stop))
         return
-    whole = as_zero3(parameter)
-    length, total = target.numel(), whole.ds_numel
-    start = min(topology.dp_rank * length, total)
-    stop = min(start + length, total)
-    target.zero_()
-    if stop > start:
-        target[: stop - start].copy_(fill(name, whole.ds_shape, start, stop))
+    for piece in cut.pieces(topology.tp_rank, start, stop):
+        columns = {} if piece.columns is None else {"columns": piece.columns}
+        values = fill(cut.name, cut.whole, piece.start, piece.stop, **columns)
+        target[piece.at - start :][: values.numel()].copy_(values)
+
+
+def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | None:
+    """Return a whole parameter on the first rank, on the CPU, from the parts that the tp ranks hold; None elsewhere."""
+    whole: Tensor | None = None
+    for parameter in parameters:
+        cut, part = cut_of(parameter), _held(parameter, topology)
+        assert cut is not None
+        if part is None:  # the first dp rank has it
+            continue
+        parts = [torch.empty_like(part) for _ in range(topology.tp_size)] if topology.tp_rank == 0 else None
+        if topology.tp_group is not None:
+            dist.gather(part.contiguous(), parts, group=topology.tp_group, group_dst=0)
+        if parts is None or topology.rank != 0:
+            continue
+        if whole is None:
+            whole = torch.empty(cut.whole, dtype=part.dtype)
+        for tp_rank, part in enumerate(parts):
+            cut.put(part, tp_rank, whole)
+    return whole
+
+
+def _held(parameter: nn.Parameter, topology: Topology) -> Tensor | None:
+    """Return what this rank's tensor-parallel place holds of a parameter; None where another dp rank gathers it."""
+    return _gather(parameter, topology) if is_partitioned(parameter) else parameter.detach()
 
 
 def _gather(parameter: nn.Parameter, topology: Topology) -> Tensor | None:

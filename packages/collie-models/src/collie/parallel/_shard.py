@@ -1,4 +1,4 @@
-"""What a rank owns of a parameter: all of it, or under ZeRO-3 a flat slice; and how a gradient comes to match it.
+"""What a rank owns of a parameter: all that it holds, or under ZeRO-3 a flat slice; how a gradient comes to match it.
 
 An optimizer that owns its backward pass (LOMO) sees parameters only through this, so it has no ZeRO code in it.
 """
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from collie.parallel._cut import cut_of
 from collie.parallel._topology import Topology
 
 
@@ -76,12 +77,17 @@ def shard_of(parameter: nn.Parameter, topology: Topology) -> Shard:
 def squared_norm(squares: Iterable[tuple[Shard, Tensor]], topology: Topology) -> Tensor:
     """Return the squared norm of the whole gradient from the squared norms of reduced parts, equal on every rank.
 
-    Parts that ZeRO-3 splits are summed over the dp ranks; replicated ones count once.
+    Parts that ZeRO-3 splits are summed over the dp ranks, parts that tensor parallelism splits over the tp ranks. What
+    several ranks hold counts once.
     """
-    split = torch.zeros((), dtype=torch.float32, device=topology.device)
-    whole = torch.zeros_like(split)
+    sums = torch.zeros(2, 2, dtype=torch.float32, device=topology.device)  # [split over dp, split over tp]
     for shard, square in squares:
-        (split if shard.partitioned else whole).add_(square)
+        cut = cut_of(shard.parameter)
+        if cut is None or cut.counts_on(topology.tp_rank):
+            sums[int(shard.partitioned), int(cut is not None)] += square
     if topology.dp_group is not None:
-        dist.all_reduce(split, group=topology.dp_group)
-    return split + whole
+        dist.all_reduce(sums[1], group=topology.dp_group)
+    split_over_tp = sums[:, 1].sum()
+    if topology.tp_group is not None:
+        dist.all_reduce(split_over_tp, group=topology.tp_group)
+    return sums[:, 0].sum() + split_over_tp

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from collie.config import CollieConfig
 
@@ -36,6 +36,8 @@ class Topology:
     pp_group: dist.ProcessGroup | None = None
     dp_group: dist.ProcessGroup | None = None
     tp_group: dist.ProcessGroup | None = None
+    mesh: DeviceMesh | None = field(default=None, repr=False, compare=False)
+    _subgroups: dict[int, dist.ProcessGroup] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tp_rank(self) -> int:
@@ -53,6 +55,28 @@ class Topology:
     def sizes(self) -> tuple[int, int, int]:
         """(pp, dp, tp)."""
         return self.pp_size, self.dp_size, self.tp_size
+
+    def group(self, name: str) -> dist.ProcessGroup:
+        """Return the group of a dimension ("pp", "dp" or "tp"), also where it is of this rank alone: for DeepSpeed.
+
+        Raises:
+            RuntimeError: this is a world of one, whose only group is the default one.
+        """
+        if self.mesh is None:
+            raise RuntimeError("a world of one has no groups by dimension")
+        return self.mesh.get_group(name)
+
+    def tp_subgroup(self, size: int) -> dist.ProcessGroup | None:
+        """Return this rank's group of `size` neighbouring tensor-parallel ranks; None for a size of 1.
+
+        Collective when it is asked for the first time: every rank asks for the same sizes in the same order.
+        """
+        if size in (1, self.tp_size) or self.tp_group is None:
+            return self.tp_group if size > 1 else None
+        if size not in self._subgroups:
+            ranks = [list(range(first, first + size)) for first in range(0, self.world_size, size)]
+            self._subgroups[size], _ = dist.new_subgroups_by_enumeration(ranks)
+        return self._subgroups[size]
 
     def barrier(self) -> None:
         """Wait for every rank of the world."""
@@ -137,6 +161,7 @@ def _free_port() -> int:
 def _arrange(sizes: tuple[int, int, int], device: torch.device) -> Topology:
     """Make the groups of a mesh; every rank makes the same calls in the same order."""
     groups: dict[str, dist.ProcessGroup] = {}
+    mesh: DeviceMesh | None = None
     names = ("pp", "dp", "tp")
     if dist.get_world_size() > 1:
         mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
@@ -153,4 +178,5 @@ def _arrange(sizes: tuple[int, int, int], device: torch.device) -> Topology:
         pp_group=groups.get("pp"),
         dp_group=groups.get("dp"),
         tp_group=groups.get("tp"),
+        mesh=mesh,
     )

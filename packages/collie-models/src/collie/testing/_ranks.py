@@ -32,6 +32,9 @@ import torch.distributed as dist
 
 _PR_SET_PDEATHSIG = 1
 _GRACE_S = 2.0  # after a first failure, how long the others may still report theirs
+# glibc's resolver: torch's store asks DNS for the name of each peer (::ffff:127.0.0.1 is in no hosts file), for its log
+# messages alone, and by default waits 5 s and again where an answer is lost
+_RESOLVER = "timeout:1 attempts:1"
 _STACKS_S = 1.0  # how long a silent rank has to write down where it stands before it is ended
 
 
@@ -96,6 +99,7 @@ def run_ranks(
             "run_ranks forks this process, which has a process group itself, and no rank could make its own: "
             "run what made it in run_ranks(1, ...), or end it with torch.distributed.destroy_process_group()"
         )
+    os.environ.setdefault("RES_OPTIONS", _RESOLVER)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="collie-ranks-") as folder:
         ranks: list[_Rank] = []

@@ -2,5 +2,6 @@
 
 from collie.models.llama.model import LlamaForCausalLM, LlamaLayer
 from collie.models.llama.names import NAMES
+from collie.models.llama.plan import PLAN
 
-__all__ = ["NAMES", "LlamaForCausalLM", "LlamaLayer"]
+__all__ = ["NAMES", "PLAN", "LlamaForCausalLM", "LlamaLayer"]

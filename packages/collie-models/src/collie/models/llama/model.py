@@ -10,6 +10,7 @@ from collie.config import CollieConfig
 from collie.models._registry import register
 from collie.models.base import CollieModelForCausalLM
 from collie.models.llama.names import NAMES
+from collie.models.llama.plan import PLAN
 from collie.module import Attention, GatedMLP, LMHead, Mask, RMSNorm, Rope, Rotation
 
 # B batch, S sequence, E hidden
@@ -42,6 +43,7 @@ class LlamaForCausalLM(CollieModelForCausalLM):
 
     model_types = ("llama",)
     names = NAMES
+    plan = PLAN
     architecture = "LlamaForCausalLM"
 
     def __init__(self, config: CollieConfig) -> None:

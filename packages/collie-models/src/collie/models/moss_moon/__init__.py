@@ -3,5 +3,6 @@
 from collie.models.moss_moon.configuration import Moss003MoonConfig
 from collie.models.moss_moon.model import Moss003MoonForCausalLM, Moss003MoonLayer
 from collie.models.moss_moon.names import NAMES
+from collie.models.moss_moon.plan import PLAN
 
-__all__ = ["NAMES", "Moss003MoonConfig", "Moss003MoonForCausalLM", "Moss003MoonLayer"]
+__all__ = ["NAMES", "PLAN", "Moss003MoonConfig", "Moss003MoonForCausalLM", "Moss003MoonLayer"]

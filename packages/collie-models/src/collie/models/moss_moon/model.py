@@ -10,6 +10,7 @@ from collie.models._registry import register
 from collie.models.base import CollieModelForCausalLM
 from collie.models.moss_moon.configuration import Moss003MoonConfig
 from collie.models.moss_moon.names import BLOCKS, NAMES
+from collie.models.moss_moon.plan import PLAN
 from collie.module import MLP, Attention, LMHead, Mask, Rope, Rotation
 
 # B batch, S sequence, E hidden
@@ -49,6 +50,7 @@ class Moss003MoonForCausalLM(CollieModelForCausalLM):
     model_types = ("moss", "codegen")
     marks = ("rotary_dim",)  # "moss" is also the type of the 7B model, which is of another kind
     names = NAMES
+    plan = PLAN
     architecture = "MossForCausalLM"
     config_class = Moss003MoonConfig
 

@@ -41,15 +41,15 @@ class Checkpoint:
     def fill(self, dtype: torch.dtype) -> Fill:
         """Return what `collie.parallel.materialise` asks: elements [start, stop) of one of our parameters, in `dtype`.
 
-        A call reads the rows that these elements lie in, and holds no more than them.
+        A call reads the rows (of the asked columns) that these elements lie in, and holds no more than them.
         """
 
-        def read(name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
+        def read(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
             source, entry = self._sources[name]
-            width = math.prod(shape[1:])
+            width = math.prod(shape[1:]) if columns is None else columns[1] - columns[0]
             first, last = start // width, -(-stop // width)
             rows = pick(entry.rows(self._config, shape[0]), first, last)
-            flat = self.reader.rows(source, rows).flatten()
+            flat = self.reader.rows(source, rows, columns).flatten()
             return flat[start - first * width : stop - first * width].to(dtype)
 
         return read

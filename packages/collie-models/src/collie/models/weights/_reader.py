@@ -33,8 +33,11 @@ class Reader(ABC):
     tensors: Mapping[str, TensorInfo]
 
     @abstractmethod
-    def rows(self, name: str, rows: Rows) -> Tensor:
-        """Return the given row ranges of a tensor, one after the other, on the CPU in the file's dtype."""
+    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
+        """Return the given row ranges of a tensor, one after the other, on the CPU in the file's dtype.
+
+        `columns` is a range of the second dimension, for what is wanted of each row.
+        """
 
 
 def open_reader(folder: Path) -> Reader:
@@ -83,13 +86,15 @@ class _SafetensorsReader(Reader):
             for name in opened.keys():  # noqa: SIM118  # it is no dict
                 self.tensors[name] = TensorInfo(tuple(opened.get_slice(name).get_shape()), file)
 
-    def rows(self, name: str, rows: Rows) -> Tensor:
+    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
         info = self.tensors[name]
         file = self._files[info.file]
-        if rows == [(0, info.shape[0])]:
+        if rows == [(0, info.shape[0])] and columns is None:
             whole: Tensor = file.get_tensor(name)
             return whole
         part = file.get_slice(name)
+        if columns is not None:
+            return _joined([part[start:stop, columns[0] : columns[1]] for start, stop in rows])
         return _joined([part[start:stop] for start, stop in rows])
 
 
@@ -109,8 +114,11 @@ class _TorchReader(Reader):
                 self._mapped[name] = tensor
                 self.tensors[name] = TensorInfo(tuple(tensor.shape), file)
 
-    def rows(self, name: str, rows: Rows) -> Tensor:
-        return _joined([self._mapped[name][start:stop] for start, stop in rows])
+    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
+        tensor = self._mapped[name]
+        if columns is not None:
+            tensor = tensor[:, columns[0] : columns[1]]
+        return _joined([tensor[start:stop] for start, stop in rows])
 
 
 def _load(file: Path) -> dict[str, Tensor]:

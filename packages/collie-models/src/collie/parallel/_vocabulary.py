@@ -1,0 +1,99 @@
+"""Embedding and head of which each tensor-parallel rank holds a range of the vocabulary.
+
+A vocabulary that the ranks do not divide is padded to equal parts. Padding is zero, is never looked up, takes no part
+in a softmax and appears neither in logits nor in a saved model.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collie.module import LMHead
+from collie.parallel._collectives import Group, gather_last, sum_backward, sum_forward
+from collie.parallel._cut import Cut, even, mark
+from collie.parallel._topology import Topology
+
+# B batch, S sequence, E hidden, V vocabulary, C rows of a chunk, L entries of the vocabulary on this rank
+
+
+class VocabularyPart:
+    """Entries [start, stop) of the vocabulary, as the head's loss sees it: see `collie.module.WholeVocabulary`.
+
+    Args:
+        start, stop: this rank's entries, without padding.
+        group: the ranks that hold the others.
+    """
+
+    def __init__(self, start: int, stop: int, group: Group) -> None:
+        self.start, self.stop = start, stop
+        self._group = group
+
+    def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids as indices into this part, 0 for those of other ranks, and which are of other ranks."""
+        elsewhere = (ids < self.start) | (ids >= self.stop)
+        return (ids - self.start).masked_fill(elsewhere, 0), elsewhere
+
+    def score(self, logits_CL: Tensor, target_C1: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logarithm of the softmax's denominator over all ranks' logits, and the targets' logits.
+
+        Padding is set to -inf in place.
+        """
+        logits_CL[:, self.stop - self.start :] = float("-inf")
+        top_C1 = logits_CL.amax(1, keepdim=True)
+        if self._group is not None:
+            dist.all_reduce(top_C1, op=dist.ReduceOp.MAX, group=self._group)
+        index_C1, elsewhere_C1 = self.local(target_C1)
+        score_C1 = logits_CL.gather(1, index_C1).masked_fill(elsewhere_C1, 0)
+        sums_2C1 = torch.stack(((logits_CL - top_C1).exp_().sum(1, keepdim=True), score_C1))
+        if self._group is not None:
+            dist.all_reduce(sums_2C1, group=self._group)
+        return sums_2C1[0].log() + top_C1, sums_2C1[1]
+
+    def subtract_one(self, grad_CL: Tensor, target_C1: Tensor) -> None:
+        """Subtract 1 at each row's target, in place, where it is this rank's."""
+        index_C1, elsewhere_C1 = self.local(target_C1)
+        grad_CL.scatter_add_(1, index_C1, elsewhere_C1.to(grad_CL.dtype) - 1)
+
+
+class VocabEmbedding(nn.Embedding):
+    """A token's vector comes from the rank that holds it; the others add zero."""
+
+    def __init__(self, name: str, whole: nn.Embedding, topology: Topology) -> None:
+        entries = -(-whole.num_embeddings // topology.tp_size)
+        super().__init__(entries, whole.embedding_dim, device="meta", dtype=whole.weight.dtype)
+        self.part = _cut_vocabulary(self, "weight", name, whole.weight, topology)
+        self.group = topology.tp_group
+
+    def forward(self, ids_BS: Tensor) -> Tensor:
+        index_BS, elsewhere_BS = self.part.local(ids_BS)
+        own_BSE = F.embedding(index_BS, self.weight).masked_fill(elsewhere_BS.unsqueeze(-1), 0)
+        return sum_forward(own_BSE, self.group)
+
+
+class VocabHead(LMHead):
+    """The logits of this rank's part of the vocabulary, gathered; or the loss, for which they are not gathered."""
+
+    def __init__(self, name: str, whole: LMHead, topology: Topology) -> None:
+        entries = -(-whole.out_features // topology.tp_size)
+        super().__init__(
+            whole.in_features, entries, bias=whole.bias is not None, device="meta", dtype=whole.weight.dtype
+        )
+        self.vocabulary = _cut_vocabulary(self, "weight", name, whole.weight, topology)
+        if self.bias is not None:
+            _cut_vocabulary(self, "bias", name, whole.bias, topology)
+        self.size = whole.out_features
+        self.group = topology.tp_group
+
+    def forward(self, hidden_BSE: Tensor, labels_BS: Tensor | None = None) -> Tensor:
+        result = super().forward(sum_backward(hidden_BSE, self.group), labels_BS)
+        return result if labels_BS is not None else gather_last(result, self.group)[..., : self.size]
+
+
+def _cut_vocabulary(part: nn.Module, attribute: str, name: str, whole: Tensor, topology: Topology) -> VocabularyPart:
+    """Mark a parameter of `part` as this rank's rows of `whole`, and return which entries those are."""
+    held = even(whole.shape[0], topology.tp_size)
+    parameter = part.get_parameter(attribute)
+    mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]), topology)
+    start, stop = held[topology.tp_rank][0] if held[topology.tp_rank] else (0, 0)
+    return VocabularyPart(start, stop, topology.tp_group)
