@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,15 @@ SOURCE = Path(collie._namespace.__file__).parents[1]
 SHARED = ("collie", "collie.controller", "collie.utils")
 
 
-def run(code: str, *roots: Path) -> subprocess.CompletedProcess:
+def run(code: str, *roots: Path, options: Sequence[str] = ()) -> subprocess.CompletedProcess:
     """Run code in a fresh interpreter that sees this package's source root and `roots`, in that order, alone."""
     path = os.pathsep.join(str(root) for root in roots)
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path}
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": path},
     )
 
 
@@ -199,7 +204,7 @@ def test_a_root_that_went_with_a_stranger_is_missed(tmp_path):
     site = tmp_path / "site-packages"
     shutil.copytree(SOURCE, site / "collie")
     (site / "collie" / "__init__.py").unlink()
-    done = run("import collie.config", site)
+    done = run("import collie.config", site, options=["-S"])  # an installed CoLLiE would be found in its place
     assert done.stderr.splitlines()[-1] == (
         "collie.interfaces._errors.ForeignPackageError: the file collie/__init__.py of CoLLiE is missing: "
         "pip install --force-reinstall --no-deps collie-config"

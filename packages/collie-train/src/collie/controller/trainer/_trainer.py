@@ -276,7 +276,8 @@ class Trainer:
         if isinstance(self.train_dataset, list | tuple):
             check_rows(self.train_dataset)
         elif hasattr(self.train_dataset, "__len__"):
-            check_rows(self.train_dataset, limit=_ROWS_TO_CHECK)
+            rows: Any = self.train_dataset
+            check_rows(rows, limit=_ROWS_TO_CHECK)
 
     def _prepared_for_fused_updates(self) -> nn.Module:
         """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
@@ -326,8 +327,9 @@ def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
                 f"{field}={getattr(config, field)} splits models of collie.models only, and this is a "
                 f"{type(model).__name__}. Set {field} to 1, and use ZeRO."
             )
-    if not ours and config.checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    enable: Any = getattr(model, "gradient_checkpointing_enable", None)
+    if not ours and config.checkpointing and enable is not None:
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _as_list(one_or_many: Any) -> list[Any]:

@@ -27,7 +27,8 @@ def save_model(model: nn.Module, topology: Topology, path: str | Path, tokenizer
         state = {name: tensor for name, tensor in full_parameters(model, topology) if tensor is not None}
         saved = model.state_dict().keys()
         state.update((name, buffer.cpu()) for name, buffer in model.named_buffers() if name in saved)
-        _on_rank_zero(lambda: model.save_pretrained(path, state_dict=state, **arguments), topology, path)
+        write: Callable[..., Any] = model.save_pretrained  # type: ignore[assignment]  # transformers' method
+        _on_rank_zero(lambda: write(path, state_dict=state, **arguments), topology, path)
     else:
         raise ConfigError(f"{type(model).__name__} has no save_pretrained: save it through its own methods.")
     if tokenizer is not None:

@@ -1,6 +1,7 @@
 """The last evaluation: its numbers and what the model wrote."""
 
 from rich.text import Text
+from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
@@ -20,7 +21,7 @@ class EvaluationPane(VerticalScroll, Roles):
         super().__init__(id=id)
         self._text = Text()
 
-    def compose(self):  # type: ignore[no-untyped-def]
+    def compose(self) -> ComposeResult:
         """One static text in a scrolling box."""
         yield Static(id="evaluation-text")
 
