@@ -70,6 +70,30 @@ def test_three_steps_equal_a_bare_loop(stage):
         torch.testing.assert_close(ours[name], parameter.detach(), atol=1e-6, rtol=0)
 
 
+def test_a_process_that_nobody_launched_partitions_and_trains():
+    """`python script.py` under ZeRO-3: DeepSpeed reads torchrun's variables, and there are none."""
+
+    def run():
+        import os
+
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        x, y = _data()
+        config = _config(3)
+        model, _ = _spread(config)
+        engine = engine_for(model, config, torch.optim.SGD(model.parameters(), lr=0.01))
+        losses = []
+        for _ in range(2):
+            loss = (engine(x) - y).square().mean()
+            losses.append(loss.item())
+            engine.backward(loss)
+            engine.step()
+        return losses
+
+    first, second = run_ranks(1, run)[0]
+    assert second < first
+
+
 def test_exactly_one_engine_a_model():
     """The forward-only engine of ZeRO-3 is replaced when an optimizer comes, and asked for again it is the same one."""
 

@@ -26,6 +26,7 @@ def deepspeed_module() -> ModuleType:
     Raises:
         MissingExtraError: DeepSpeed is not installed.
     """
+    os.environ.setdefault("LOCAL_RANK", str(active_topology().local_rank))  # it reads this even in a world of one
     if active_topology().device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that it found nothing better
     deepspeed = require("deepspeed", "collie-models[deepspeed]", "training with DeepSpeed")
