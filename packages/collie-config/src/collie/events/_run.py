@@ -171,9 +171,12 @@ def runs_root() -> Path:
 
 
 def list_runs(root: str | os.PathLike[str] | None = None) -> list[RunFolder]:
-    """Return the runs under `root` (default: runs_root()), newest first. A root that does not exist has none."""
+    """Return the runs under `root` (default: runs_root()), newest first. A root that does not exist has none.
+
+    Folders that this user may not enter, other users' runs in a shared root, are left out.
+    """
     root = runs_root() if root is None else Path(root)
-    runs = [RunFolder(path) for path in _entries(root) if (path / "events").is_dir()]
+    runs = [RunFolder(path) for path in _entries(root) if os.path.isdir(path / "events")]
     return sorted(runs, key=lambda run: run.id, reverse=True)
 
 
