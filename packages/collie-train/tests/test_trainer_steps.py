@@ -243,6 +243,18 @@ def test_a_model_of_transformers_trains_like_one_process(stage, name, tmp_path):
         torch.testing.assert_close(weight.detach(), expected[key], atol=1e-6, rtol=0)
 
 
+def test_a_dropout_that_a_model_of_transformers_would_ignore_is_refused():
+    def run():
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(toy_llama_config())
+        with pytest.raises(ConfigError, match=r"dropout=0.1 .*LlamaForCausalLM"):
+            Trainer(model, make_config(dropout=0.1), optimizer=sgd(model.parameters()), train_dataset=rows())
+        return True
+
+    assert run_ranks(1, run) == [True]
+
+
 def test_ds_config_that_lomo_would_ignore_is_refused():
     def run():
         config = make_config()

@@ -40,7 +40,7 @@ class Trainer:
 
     Args:
         model: a CoLLiE model, or any module that takes the batch's entries and returns an output with `.logits`.
-            The config's dropout and use_flash are for CoLLiE's models; those of transformers are made with their own.
+            The config's use_flash is for CoLLiE's models; those of transformers are made with an attention of theirs.
         config: sizes, epochs, evaluation frequency, ds_config.
         tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model.
         loss_fn: GPTLMLoss gives the exact mean over all target tokens of the global batch. Any other callable gets
@@ -188,7 +188,7 @@ class Trainer:
         self.callbacks.on_save_model(self)
 
     def load_model(self, path: str) -> None:
-        """Replace the weights by those of a Hugging Face folder, in any layout and ZeRO stage."""
+        """Replace the weights of a model of collie.models by a Hugging Face folder's, in any layout and ZeRO stage."""
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
 
@@ -327,6 +327,11 @@ def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
                 f"{field}={getattr(config, field)} splits models of collie.models only, and this is a "
                 f"{type(model).__name__}. Set {field} to 1, and use ZeRO."
             )
+    if not ours and config.dropout:
+        raise ConfigError(
+            f"dropout={config.dropout} reaches models of collie.models only, and this is a {type(model).__name__}. "
+            f"Set dropout to 0.0, and the model's own in its config."
+        )
     enable: Any = getattr(model, "gradient_checkpointing_enable", None)
     if not ours and config.checkpointing and enable is not None:
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
