@@ -130,11 +130,10 @@ def test_clipping_is_always_written_and_the_users_is_kept():
     assert deepspeed_config(config, torch.float32)["gradient_clipping"] == 2.5
 
 
-def test_contradictions_are_refused_with_both_values():
-    config = _config(0, train_micro_batch_size=2)
-    config.ds_config = {"train_micro_batch_size_per_gpu": 8}
-    with pytest.raises(ConfigError, match=r"=8.*train_micro_batch_size=2"):
-        deepspeed_config(config, torch.float32)
+def test_sizes_are_the_fields_and_precision_is_the_models():
+    config = _config(0, train_micro_batch_size=2, gradient_accumulation_steps=3)
+    made = deepspeed_config(config, torch.float32)
+    assert (made["train_micro_batch_size_per_gpu"], made["gradient_accumulation_steps"]) == (2, 3)
     config.ds_config = {"bf16": {"enabled": True}}
     with pytest.raises(ConfigError, match=r"bf16.*float32"):
         deepspeed_config(config, torch.float32)

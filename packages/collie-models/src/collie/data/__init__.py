@@ -5,8 +5,8 @@ from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForTraining
 from collie.data._loader import CollieDataLoader
 from collie.data._padder import ColliePadder
-from collie.data._rows import IGNORE_INDEX
 from collie.data._sampler import CollieBatchSampler, SeededSampler
+from collie.module import IGNORE_INDEX
 
 __all__ = [
     "IGNORE_INDEX",

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collie.data._rows import IGNORE_INDEX, Tokens
+from collie.data._rows import Tokens
 from collie.interfaces import DataError
+from collie.module import IGNORE_INDEX
 
 logger = logging.getLogger(__name__)
 

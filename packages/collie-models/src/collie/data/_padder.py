@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from collie.data._rows import IGNORE_INDEX, TOKEN_FIELDS
+from collie.data._rows import TOKEN_FIELDS
 from collie.interfaces import DataError
+from collie.module import IGNORE_INDEX
 
 DEFAULT_PADDING: Mapping[str, int] = MappingProxyType({"attention_mask": 0, "labels": IGNORE_INDEX})
 

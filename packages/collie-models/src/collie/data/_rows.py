@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 
 from collie.interfaces import DataError
-
-IGNORE_INDEX = -100
-"""The label of a position that is no target (torch's cross-entropy and transformers use the same)."""
+from collie.module import IGNORE_INDEX
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "labels")
 

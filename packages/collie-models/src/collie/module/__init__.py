@@ -3,7 +3,7 @@
 from collie.module._attention import Attention, attention
 from collie.module._by_name import accepts, as_dict, call_by_name, model_inputs
 from collie.module._head import LMHead, Vocabulary, WholeVocabulary
-from collie.module._loss import GPTLMLoss, count_targets
+from collie.module._loss import IGNORE_INDEX, GPTLMLoss, count_targets
 from collie.module._mask import Mask
 from collie.module._mlp import MLP, GatedMLP, activation
 from collie.module._norm import RMSNorm
@@ -11,6 +11,7 @@ from collie.module._rope import Rope, Rotation
 from collie.module._token_loss import targets, to_device, token_loss
 
 __all__ = [
+    "IGNORE_INDEX",
     "MLP",
     "Attention",
     "GPTLMLoss",

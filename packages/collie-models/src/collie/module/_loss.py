@@ -7,6 +7,7 @@ from torch import Tensor, nn
 # B batch, S sequence, V vocabulary
 
 IGNORE_INDEX = -100
+"""The label of a position that is no target (torch's cross-entropy and transformers use the same)."""
 
 
 def shifted(labels_BS: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:

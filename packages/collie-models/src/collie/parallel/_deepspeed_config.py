@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a run: the user's ds_config, completed and checked against CollieConfig."""
+"""The DeepSpeed configuration of a run: the user's ds_config, completed from CollieConfig."""
 
 from typing import Any
 
@@ -6,11 +6,6 @@ import torch
 
 from collie.config import MONITOR_KEYS, CollieConfig
 from collie.interfaces import ConfigError
-
-_OWNED_BY_US = {  # DeepSpeed's key: the CollieConfig field that says the same
-    "train_micro_batch_size_per_gpu": "train_micro_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-}
 
 
 def deepspeed_config(config: CollieConfig, dtype: torch.dtype) -> dict[str, Any]:
@@ -20,19 +15,12 @@ def deepspeed_config(config: CollieConfig, dtype: torch.dtype) -> dict[str, Any]
     the parameters, since DeepSpeed refuses a model that is in another one.
 
     Raises:
-        ConfigError: ds_config contradicts a CollieConfig field, or asks for a precision that the model is not in.
+        ConfigError: ds_config asks for a precision that the model is not in.
     """
     asked = _without_auto(config.deepspeed)
     for key in MONITOR_KEYS:  # our monitors write these
         asked.pop(key, None)
-    for key, field in _OWNED_BY_US.items():
-        value = asked.pop(key, None)
-        if value not in (None, getattr(config, field)):
-            raise ConfigError(
-                f"ds_config[{key!r}]={value!r} contradicts {field}={getattr(config, field)!r}. "
-                f"Leave it out of ds_config: CoLLiE writes it from {field}."
-            )
-    asked.pop("train_batch_size", None)  # DeepSpeed computes it from the two above and the number of dp ranks
+    asked.pop("train_batch_size", None)  # DeepSpeed computes it; `validate` has compared it
     _match_precision(asked, dtype)
     zero = dict(asked.pop("zero_optimization", None) or {})
     return {

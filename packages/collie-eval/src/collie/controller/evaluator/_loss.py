@@ -7,9 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from collie.interfaces import ConfigError
-from collie.module import GPTLMLoss, as_dict, call_by_name, count_targets, model_inputs, targets, token_loss
-
-_IGNORE = -100
+from collie.module import (
+    IGNORE_INDEX,
+    GPTLMLoss,
+    as_dict,
+    call_by_name,
+    count_targets,
+    model_inputs,
+    targets,
+    token_loss,
+)
 
 
 def summed_loss(model: nn.Module, batch: dict[str, Any], loss_fn: Callable[..., Any]) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def summed_loss(model: nn.Module, batch: dict[str, Any], loss_fn: Callable[..., 
         DataError: the batch has neither labels nor input_ids.
         ConfigError: an own loss does not fit the batch and the outputs, or gave no scalar.
     """
-    ignore_index = getattr(loss_fn, "ignore_index", _IGNORE)
+    ignore_index = getattr(loss_fn, "ignore_index", IGNORE_INDEX)
     labels = targets(batch, ignore_index)
     tokens = int(count_targets(labels, ignore_index))
     batch = {**batch, "labels": labels}

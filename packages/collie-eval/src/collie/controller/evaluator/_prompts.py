@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from collie.interfaces import DataError
-
-_IGNORE = -100
+from collie.module import IGNORE_INDEX
 
 
 def prompts_and_targets(batch: Mapping[str, Any]) -> tuple[list[list[int]], list[list[int] | None]]:
@@ -30,11 +29,11 @@ def prompts_and_targets(batch: Mapping[str, Any]) -> tuple[list[list[int]], list
     keep = batch.get("attention_mask")
     labels = batch.get("labels")
     keep = torch.ones_like(ids) if keep is None else keep
-    labels = torch.full_like(ids, _IGNORE) if labels is None else labels
+    labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels
     prompts: list[list[int]] = []
     targets: list[list[int] | None] = []
     for row_ids, row_keep, row_labels in zip(ids.tolist(), keep.tolist(), labels.tolist(), strict=True):
-        end = next((at for at, label in enumerate(row_labels) if label != _IGNORE), len(row_ids))
+        end = next((at for at, label in enumerate(row_labels) if label != IGNORE_INDEX), len(row_ids))
         prompt = [token for token, kept in zip(row_ids[:end], row_keep[:end], strict=True) if kept]
         if not prompt:
             raise DataError(
@@ -43,7 +42,7 @@ def prompts_and_targets(batch: Mapping[str, Any]) -> tuple[list[list[int]], list
                 "give rows with input and output, or rows without labels."
             )
         prompts.append(prompt)
-        targets.append([label for label in row_labels if label != _IGNORE] or None)
+        targets.append([label for label in row_labels if label != IGNORE_INDEX] or None)
     return prompts, targets
 
 

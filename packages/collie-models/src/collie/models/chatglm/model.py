@@ -5,7 +5,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Cache, PretrainedConfig
+from transformers import Cache
 
 from collie.config import CollieConfig
 from collie.models._registry import register
@@ -75,6 +75,7 @@ class ChatGLMForCausalLM(CollieModelForCausalLM):
     """
 
     model_types = ("chatglm",)
+    marks = ("position_encoding_2d",)  # "chatglm" is also the type of ChatGLM2, which has one position channel
     names = NAMES
     architecture = "ChatGLMModel"
     config_class = ChatGLMConfig
@@ -92,11 +93,6 @@ class ChatGLMForCausalLM(CollieModelForCausalLM):
         self.rope = TwoChannelRope(model.hidden_size // model.num_attention_heads)
         self.contexts = Contexts()
         self.tie_weights()
-
-    @classmethod
-    def serves(cls, model_config: PretrainedConfig) -> bool:
-        """The name "chatglm" is also that of ChatGLM2, which has one position channel."""
-        return model_config.model_type in cls.model_types and hasattr(model_config, "position_encoding_2d")
 
     def arrange(
         self,

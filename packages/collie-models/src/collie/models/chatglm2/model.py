@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from collie.config import CollieConfig
 from collie.models._registry import register
 from collie.models._steps import require_values
@@ -18,6 +16,7 @@ class ChatGLM2ForCausalLM(LlamaForCausalLM):
     """ChatGLM2 and ChatGLM3."""
 
     model_types = ("chatglm",)
+    marks = ("multi_query_attention",)  # "chatglm" is also the type of ChatGLM, which shares no keys and values
     names = NAMES
     architecture = "ChatGLMModel"
     config_class = ChatGLM2Config
@@ -34,11 +33,6 @@ class ChatGLM2ForCausalLM(LlamaForCausalLM):
         )
         super().__init__(config)
         self.rope = Rope.from_config(self.config, self.config.kv_channels // 2, interleaved=True)
-
-    @classmethod
-    def serves(cls, model_config: PretrainedConfig) -> bool:
-        """The name "chatglm" is also that of ChatGLM, which has as many key/value heads as others."""
-        return model_config.model_type in cls.model_types and hasattr(model_config, "multi_query_attention")
 
     def make_attention(self, index: int, **special: Any) -> Attention:
         model = self.config
