@@ -315,6 +315,14 @@ def test_a_stop_under_way_can_be_hurried(runs, make_run):
     watch(runs, scenario, (120, 40))
 
 
+def test_the_first_reading_has_the_first_run_in_full(runs, four):
+    """A key pressed as soon as a run is seen finds it selected, also when the run selected before is gone."""
+    for query in (Query(), Query("gone")):
+        snapshot = Source(runs).read(query)
+        assert snapshot.run is not None and snapshot.run.summary == snapshot.runs[0]
+        assert snapshot.log is not None and snapshot.log.run == snapshot.runs[0].id == jobs.find("live").id
+
+
 def test_an_ended_run_cannot_be_stopped(runs, make_run):
     """It is said instead of asked."""
     make_run("done", "finished")

@@ -24,7 +24,7 @@ class Query:
     """What the screen shows and so wants to know.
 
     Attributes:
-        run: id of the selected run.
+        run: id of the selected run, None for the first.
         rank: the rank whose log is shown, None for the one that matters (the first that failed, else rank 0).
         stream: which of its logs, None for the one that matters (stderr of a failed run, else stdout).
     """
@@ -92,29 +92,30 @@ class Source:
         self._log: _LogSource | None = None
 
     def read(self, query: Query) -> Snapshot:
-        """Look at everything once."""
+        """Look at everything once. A run that is not there any more, or none, asks for the first one."""
         folders = {run.id: run for run in list_runs(self.root)}
-        view = self._selected(folders, query)
-        chosen = view.summary.id if view is not None else None
-        runs = [
-            view.summary if view is not None and name == chosen else self._summary(run) for name, run in folders.items()
-        ]
-        runs.sort(key=lambda run: (run.status.live, run.created or 0.0), reverse=True)
-        log = self._read_log(folders[chosen], view, query) if view is not None and chosen is not None else None
-        return Snapshot(tuple(runs), view, log)
+        runs = {name: self._summary(run) for name, run in folders.items() if name != query.run}
+        if query.run in folders:
+            view = self._view(folders[query.run])
+        elif runs:
+            view = self._view(folders[min(runs.values(), key=_rank).id])
+        else:
+            return Snapshot()
+        chosen = view.summary.id
+        runs[chosen] = view.summary
+        log = self._read_log(folders[chosen], view, query)
+        return Snapshot(tuple(sorted(runs.values(), key=_rank)), view, log)
 
-    def _selected(self, folders: dict[str, RunFolder], query: Query) -> RunView | None:
-        if query.run is None or query.run not in folders:
-            return None
-        reader = self._readers.pop(query.run, None) or RunReader(folders[query.run])
-        self._readers[query.run] = reader
+    def _view(self, run: RunFolder) -> RunView:
+        reader = self._readers.pop(run.id, None) or RunReader(run)
+        self._readers[run.id] = reader
         while len(self._readers) > _READERS:
             self._readers.popitem(last=False)
         try:
             reader.refresh()
             return reader.view()
         except Exception as error:  # whatever is wrong with one run, the others are shown
-            return RunView(unreadable(folders[query.run], error))
+            return RunView(unreadable(run, error))
 
     def _summary(self, run: RunFolder) -> Summary:
         """A run that has ended is read again only when its exit file, or its events where it has none, are others."""
@@ -183,6 +184,11 @@ class _LogSource:
             partial=tail.partial,
             cut=self._view.cut or surplus > 0,
         )
+
+
+def _rank(run: Summary) -> tuple[bool, float]:
+    """Live ones first, each group newest first."""
+    return not run.status.live, -(run.created or 0.0)
 
 
 def _modified(path: Path) -> int:
