@@ -64,6 +64,8 @@ class CollieConfig:
     """Tensor-parallel ranks a stage."""
     pp_partition_method: str = "parameters"
     """How layers are dealt to stages: "parameters" (equal sizes), "uniform" (equal counts), or "type:REGEX"."""
+    pp_schedule: str = "1f1b"
+    """Order of a step's micro-batches in the stages: "1f1b" (one stage a rank) or "interleaved" (two a rank)."""
     train_epochs: int = 100
     """Passes over the training data."""
     eval_per_n_steps: int = 0

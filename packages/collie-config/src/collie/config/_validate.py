@@ -44,6 +44,7 @@ _SAME = {  # DeepSpeed's names of our fields: they may be given there too, but n
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
 _SWITCHES = ("checkpointing", "use_flash", "low_cpu_mem_usage")
+_SCHEDULES = ("1f1b", "interleaved")
 _OBJECTS = ("model_config", "peft_config", "quantization_config")
 
 
@@ -67,6 +68,8 @@ def check_values(config: CollieConfig) -> None:
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ConfigError(f"dropout={dropout!r} is not a probability. Set it to at least 0.0 and below 1.0.")
     _check_partition(config.pp_partition_method)
+    if config.pp_schedule not in _SCHEDULES:
+        raise ConfigError(f"pp_schedule={config.pp_schedule!r} is unknown. Use {' or '.join(map(repr, _SCHEDULES))}.")
     _check_initialization(config.initization_method, config.initization_method_params)
     _check_objects(config)
     _check_ds_config(config)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.utils import ModelOutput
 
 from collie.config import CollieConfig
@@ -35,14 +35,19 @@ class Generates(GenerationMixin):
 
     collie_config: CollieConfig
 
+    def new_cache(self) -> DynamicCache:
+        """Return an empty cache for the layers that are here."""
+        raise NotImplementedError
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' generate. Under ZeRO-3 on several ranks all of them make as many forwards as the longest.
 
-        Tensor-parallel ranks are given the same prompts, and draw the same numbers: those of the first of them.
+        The ranks of a replica are given the same prompts, and draw the same numbers: those of the first of them.
         """
         topology = active_topology()
-        if self.collie_config.tp_size > 1:
-            draw_alike(topology)
+        draw_alike(topology)
+        if self.collie_config.pp_size > 1 and kwargs.get("use_cache", True):
+            kwargs.setdefault("past_key_values", self.new_cache())
         if self.collie_config.zero_stage == 3 and topology.dp_size > 1:
             kwargs.setdefault("synced_gpus", True)
         return super().generate(*args, **kwargs)

@@ -1,7 +1,7 @@
 """From a config to a model with weights, in steps that can each be called alone.
 
-build on `meta` → (keep this stage's layers) → split by the tensor-parallel plan → materialise → load. What is in
-brackets has nothing to do yet: `refuse_unsupported` says so before any of it.
+build on `meta` → keep this pipeline rank's stages → split by the tensor-parallel plan → materialise → load.
+`refuse_unsupported` says before any of it what cannot be done.
 """
 
 from pathlib import Path
@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
+from collie.models._stages import keep_stages
 from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import Fill, Plan, Topology
+from collie.parallel import Fill, Plan, Topology, mark_copy
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -25,14 +26,10 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
     """Say what this version does not do, before any weight is made. The sizes must have been found to fit the world.
 
     Raises:
-        ParallelSizeError: the config asks for pipeline stages, or to split a family that has no plan for it.
+        ParallelSizeError: the config asks to split a family that has no plan for it.
         ConfigError: the config asks for an adapter or for quantized weights.
     """
     stage_3 = "" if config.zero_stage == 3 else ", and ZeRO stage 3 in ds_config where the model does not fit"
-    if config.pp_size != 1:
-        raise ParallelSizeError(
-            f"pp_size={config.pp_size}: this version has no pipeline stages. Set pp_size to 1{stage_3}."
-        )
     if config.tp_size != 1 and own_plan(family) is None:
         raise ParallelSizeError(
             f"tp_size={config.tp_size}: {family.__name__} has no plan for tensor parallelism. "
@@ -62,16 +59,20 @@ def build(family: "type[Model]", config: CollieConfig) -> "Model":
 
 
 def split(model: "CollieModelForCausalLM", topology: Topology) -> None:
-    """Leave of a model on `meta` what this tensor-parallel rank holds, by its family's plan.
+    """Leave of a model on `meta` what this rank holds: its stages, and of these its part by the family's plan.
 
     Raises:
-        ParallelSizeError: so many ranks cannot divide its heads or its inner sizes.
+        ParallelSizeError: so many ranks cannot divide its layers, its heads or its inner sizes.
     """
-    if topology.tp_size > 1:
-        plan = own_plan(type(model))
-        assert plan is not None, "refuse_unsupported comes first"
+    plan = own_plan(type(model)) if topology.tp_size > 1 else None
+    if plan is not None:
         plan.check(model, topology.tp_size, model.config.model_type)
+    tied = model.head.weight is model.embed.weight
+    keep_stages(model, topology)
+    if plan is not None:
         plan.apply(model, topology)
+    if tied and model.embed is None and model.head is not None:
+        mark_copy(model.head.weight, "embed.weight")
 
 
 def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype) -> Fill:

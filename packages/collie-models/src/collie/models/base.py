@@ -1,5 +1,6 @@
 """What all families share: one forward over their parts, generation, loading and saving."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,10 +18,11 @@ from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
+from collie.models._stages import StageCache, relayed
 from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
-from collie.parallel import Plan, active_topology, full_parameters, materialise, refill, setup_distribution
+from collie.parallel import Plan, Stages, active_topology, full_parameters, materialise, refill, setup_distribution
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
@@ -52,6 +54,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
     norm: nn.Module
     head: LMHead
     rope: Rope
+    stages: Stages | None = None  # under pipeline parallelism: what is not of this rank's stages is None
 
     def __init__(self, config: CollieConfig) -> None:
         super().__init__()
@@ -235,14 +238,42 @@ class CollieModelForCausalLM(nn.Module, Generates):
             ValueError: arguments contradict each other or have wrong shapes.
         """
         _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
-        x_BSE = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        x_BSE = F.dropout(x_BSE, self.collie_config.dropout, self.training)
         cache = self._cache(past_key_values, use_cache)
-        past = self._cached_length(cache)
-        rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE, cache)
-        hidden_BSE = self.norm(self._run_layers(x_BSE, rope, mask, cache))
-        loss, logits_BSV = self._predict(hidden_BSE, labels, return_logits, num_items_in_batch, logits_to_keep)
-        return CausalLMOutput(loss=loss, logits=logits_BSV, past_key_values=cache)
+        wanted: dict[str, Any] = {
+            "labels": labels,
+            "return_logits": return_logits,
+            "num_items_in_batch": num_items_in_batch,
+            "logits_to_keep": logits_to_keep,
+        }
+        if self.stages is not None:
+            output = relayed(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **wanted)
+        else:
+            rope, mask = self.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
+            x_BSE = self.run_layers(self.enter(input_ids, inputs_embeds), rope, mask, cache)
+            output = self.finish(x_BSE, **wanted)
+        output.past_key_values = cache
+        return output
+
+    # The parts of a forward, which a pipeline's stages run apart.
+
+    def enter(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
+        """Return [B, S, E]: what the first layer gets."""
+        x_BSE = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        return F.dropout(x_BSE, self.collie_config.dropout, self.training)
+
+    def arranged(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Rotation, Mask]:
+        """Return what all layers of one forward share; no hidden states are needed for it."""
+        given = inputs_embeds if input_ids is None else input_ids
+        assert given is not None
+        blank_BSE = torch.zeros((), device=self.device).expand(*given.shape[:2], 1)
+        return self.arrange(input_ids, attention_mask, position_ids, self._cached_length(cache), blank_BSE, cache)
 
     def arrange(
         self,
@@ -264,45 +295,67 @@ class CollieModelForCausalLM(nn.Module, Generates):
             return self.rope.span(past, past + new, device), mask
         return self.rope.at(position_ids.to(device)), mask
 
-    def _run_layers(self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None) -> Tensor:
+    def run_layers(
+        self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None = None, names: Iterable[str] | None = None
+    ) -> Tensor:
+        """Run the layers of these names, all unless given. [B, S, E] → [B, S, E]."""
         # a cache is extended by each call of a layer, so a layer that will be called again must not have one
         again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
-        for layer in self.layers.values():
+        for layer in self.layers.values() if names is None else (self.layers[name] for name in names):
             if again:
                 x_BSE = checkpoint(layer, x_BSE, rope, mask, None, use_reentrant=False)
             else:
                 x_BSE = layer(x_BSE, rope, mask, cache)
         return x_BSE
 
-    def _predict(
+    def finish(
         self,
-        hidden_BSE: Tensor,
-        labels: Tensor | None,
-        return_logits: bool,
-        num_items_in_batch: int | Tensor | None,
-        logits_to_keep: int,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return loss and logits, in one call of the head: under ZeRO-3 each call gathers its weight."""
+        x_BSE: Tensor,
+        labels: Tensor | None = None,
+        return_logits: bool = True,
+        num_items_in_batch: int | Tensor | None = None,
+        logits_to_keep: int = 0,
+    ) -> CausalLMOutput:
+        """Return loss and logits of what the last layer gave, in one call of the head: under ZeRO-3 each gathers it."""
+        hidden_BSE = self.norm(x_BSE)
         if labels is None:
-            return None, self.head(hidden_BSE[:, -logits_to_keep:])  # -0 keeps all
+            return CausalLMOutput(logits=self.head(hidden_BSE[:, -logits_to_keep:]))  # -0 keeps all
         labels = labels.to(hidden_BSE.device)
         logits_BSV = self.head(hidden_BSE) if return_logits else None
         count: int | Tensor = count_targets(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         total = self.head(hidden_BSE, labels) if logits_BSV is None else _LOSS.sum(logits_BSV, labels)[0]
-        return total / count, logits_BSV[:, -logits_to_keep:] if logits_BSV is not None else None
+        kept_BSV = logits_BSV[:, -logits_to_keep:] if logits_BSV is not None else None
+        return CausalLMOutput(loss=total / count, logits=kept_BSV)
+
+    def stage_shape(self, rows: int, length: int) -> tuple[int, int, int]:
+        """Return the shape of what one pipeline stage hands to the next, for input_ids of [rows, length]."""
+        return rows, length, self.config.hidden_size
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if given is None:
-            return DynamicCache(config=self.config) if use_cache else None
+            return self.new_cache() if use_cache else None
         if not isinstance(given, Cache) or given.is_compileable:
             raise ValueError(f"past_key_values of type {type(given).__name__} is not supported. Use a DynamicCache.")
         return given
+
+    def new_cache(self) -> DynamicCache:
+        """Return an empty cache for this rank's layers."""
+        if self.stages is None:
+            return DynamicCache(config=self.config)
+        return StageCache(self.config, int(next(iter(self.layers))))
 
     def _cached_length(self, cache: Cache | None) -> int:
         first = next(iter(self.layers))
         return int(cache.get_seq_length(int(first))) if cache is not None else 0
 
     # --- what others ask of it ----------------------------------------------------------------------------------
+
+    def weights_of_both_ends(self) -> list[nn.Parameter]:
+        """The tied weight, on the two pipeline stages that hold a copy each: its gradients belong to both."""
+        if self.stages is None or not getattr(self.config, "tie_word_embeddings", False):
+            return []
+        held = [module.weight for module in (self.embed, self.head) if module is not None]
+        return [weight for weight in held if weight.requires_grad]
 
     def get_input_embedding(self) -> nn.Embedding:
         """The token embedding."""

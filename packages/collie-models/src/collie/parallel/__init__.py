@@ -7,9 +7,13 @@ from collie.parallel._environment import Env, env, set_seed
 from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
 from collie.parallel._materialise import Fill, full_parameters, materialise, refill
+from collie.parallel._pipeline import Pipeline
 from collie.parallel._plan import Column, Entry, Plan, Row, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
+from collie.parallel._relay import Relay
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
+from collie.parallel._stages import Stages, deal
+from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_ends
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead
 
@@ -23,10 +27,13 @@ __all__ = [
     "Fill",
     "Layout",
     "MixedColumnLinear",
+    "Pipeline",
     "Plan",
+    "Relay",
     "Row",
     "RowLinear",
     "Shard",
+    "Stages",
     "Topology",
     "VocabColumn",
     "VocabEmbedding",
@@ -34,7 +41,9 @@ __all__ = [
     "VocabRow",
     "active_topology",
     "apart",
+    "counts_here",
     "cut_of",
+    "deal",
     "deepspeed_config",
     "draw_alike",
     "engine_for",
@@ -42,11 +51,14 @@ __all__ = [
     "full_parameters",
     "fused",
     "is_partitioned",
+    "mark_copy",
     "materialise",
+    "original_of",
     "refill",
     "release_parameters",
     "set_seed",
     "setup_distribution",
     "shard_of",
     "squared_norm",
+    "sum_over_ends",
 ]

@@ -68,7 +68,7 @@ class Engine:
         self.settings = engine_settings(model, config, optimizer, trains)
         _refuse_unsound(optimizer, self.settings)
         deepspeed = deepspeed_module()
-        grid = Grid(topology) if topology.tp_size > 1 else None
+        grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
         try:
             self._deepspeed, *_ = deepspeed.initialize(
@@ -103,6 +103,11 @@ class Engine:
         """Update after the last micro-batch of a step; return whether an update was made (fp16 overflow skips it)."""
         self._deepspeed.step()
         return bool(self._deepspeed.was_step_applied())
+
+    def grad_norm(self) -> float | None:
+        """Return the norm of the gradient that the last step applied; None where DeepSpeed did not compute it."""
+        norm = self._deepspeed.get_global_grad_norm()
+        return float(norm) if norm else None  # it says 0 there, too
 
     def release_parameters(self) -> None:
         """ZeRO-3: return every gathered parameter to its shards."""
@@ -182,6 +187,8 @@ def engine_settings(
         settings.pop("optimizer", None)
     if not trains:
         settings.pop("scheduler", None)
+    if config.pp_size > 1:  # the pipeline adds up a step's gradients, and DeepSpeed sees them when it steps
+        settings |= {"gradient_accumulation_steps": 1, "managed_gradient_accumulation": False}
     return settings
 
 

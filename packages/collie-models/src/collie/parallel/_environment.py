@@ -86,8 +86,12 @@ env = Env()
 
 
 def set_seed(config: CollieConfig) -> None:
-    """Seed Python, numpy and torch: dropout differs between dp ranks, everything a replica shares is drawn apart."""
-    seed = config.seed + active_topology().dp_rank
+    """Seed Python, numpy and torch, alike on the tensor-parallel ranks of a stage.
+
+    Dropout differs between replicas and between stages; what a replica's ranks must share is drawn apart.
+    """
+    topology = active_topology()
+    seed = config.seed + topology.pp_rank * topology.dp_size + topology.dp_rank
     random.seed(seed)
     torch.manual_seed(seed)
     try:

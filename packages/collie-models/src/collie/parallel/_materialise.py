@@ -16,6 +16,7 @@ from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
 from collie.parallel._shard import as_zero3, is_partitioned, shard_of
+from collie.parallel._tied import mark_copy, mark_counted, original_of
 from collie.parallel._topology import Topology
 
 
@@ -101,8 +102,14 @@ def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Mod
 def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn.Parameter:
     storage = torch.empty(parameter.shape, dtype=dtype, device=topology.device)
     made = nn.Parameter(storage, requires_grad=parameter.requires_grad)
-    cut = cut_of(parameter)
-    return mark(made, cut, topology) if cut is not None else made
+    cut, original = cut_of(parameter), original_of(parameter)
+    if cut is not None:
+        mark(made, cut, topology)
+    if original is not None:
+        mark_copy(made, original)
+    if topology.model_group is not None:
+        mark_counted(made, topology)
+    return made
 
 
 def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -> Callable[[nn.Parameter], None]:
@@ -134,13 +141,14 @@ def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -
     cut = cut_of(parameter)
     if cut is not None or stop - start < target.numel():
         target.zero_()
+    source = original_of(parameter) or (cut.name if cut is not None else name)
     if cut is None:
         if start < stop:
-            target[: stop - start].copy_(fill(name, shape, start, stop))
+            target[: stop - start].copy_(fill(source, shape, start, stop))
         return
     for piece in cut.pieces(topology.tp_rank, start, stop):
         columns = {} if piece.columns is None else {"columns": piece.columns}
-        values = fill(cut.name, cut.whole, piece.start, piece.stop, **columns)
+        values = fill(source, cut.whole, piece.start, piece.stop, **columns)
         target[piece.at - start :][: values.numel()].copy_(values)
 
 

@@ -167,12 +167,13 @@ class Plan:
     def apply(self, model: nn.Module, topology: Topology) -> None:
         """Leave of a model on `meta` the part of this rank, in place. Collective where keys and values are shared.
 
-        Parameters that modules share stay shared.
+        What the table names and a pipeline stage does not have is another stage's. Parameters that modules share
+        stay shared.
         """
         replaced: dict[int, nn.Parameter] = {}  # by the id of the whole one, which `before` keeps alive
         before: list[nn.Module] = []
         divided: dict[int, DividesHeads] = {}
-        for site, entry in list(self._sites(model)):
+        for site, entry in list(self._sites(model, complete=topology.pp_size == 1)):
             before.append(site.module)
             if _by_heads(entry):
                 divided[id(site.parent)] = cast(DividesHeads, site.heads)
@@ -184,7 +185,7 @@ class Plan:
             kept = max(1, block.kv_heads // topology.tp_size)
             block.keep_heads(block.heads // topology.tp_size, kept, partial(apart, topology))
 
-    def _sites(self, model: nn.Module) -> Iterator[tuple[Site, Split]]:
+    def _sites(self, model: nn.Module, complete: bool = True) -> Iterator[tuple[Site, Split]]:
         modules = dict(model.named_modules())
         unmatched = set(self.table)
         entered = {
@@ -200,7 +201,7 @@ class Plan:
                     unmatched.discard(pattern)
                     parent = name.rpartition(".")[0]
                     yield Site(name, module, modules[parent], parent in entered), entry
-        if unmatched:
+        if unmatched and complete:
             raise KeyError(f"the plan of {type(model).__name__} names {sorted(unmatched)}, which it does not have")
 
 

@@ -33,13 +33,13 @@ def apart(topology: Topology) -> Iterator[None]:
 
 
 def draw_alike(topology: Topology) -> None:
-    """Give torch's generators the state that they have on the replica's first tensor-parallel rank. Collective."""
-    if topology.tp_group is None:
+    """Give torch's generators the state that they have on the replica's first rank. Collective."""
+    if topology.model_group is None:
         return
     states: list[Tensor | None] = [torch.get_rng_state(), None]
     if topology.device.type == "cuda":
         states[1] = torch.cuda.get_rng_state(topology.device)
-    dist.broadcast_object_list(states, group=topology.tp_group, group_src=0, device=topology.device)
+    dist.broadcast_object_list(states, group=topology.model_group, group_src=0, device=topology.device)
     cpu, gpu = states
     assert cpu is not None
     torch.set_rng_state(cpu)

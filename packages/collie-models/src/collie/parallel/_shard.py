@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from collie.parallel._cut import cut_of
+from collie.parallel._tied import counts_here
 from collie.parallel._topology import Topology
 
 
@@ -77,17 +77,16 @@ def shard_of(parameter: nn.Parameter, topology: Topology) -> Shard:
 def squared_norm(squares: Iterable[tuple[Shard, Tensor]], topology: Topology) -> Tensor:
     """Return the squared norm of the whole gradient from the squared norms of reduced parts, equal on every rank.
 
-    Parts that ZeRO-3 splits are summed over the dp ranks, parts that tensor parallelism splits over the tp ranks. What
-    several ranks hold counts once.
+    Parts that ZeRO-3 splits are summed over the dp ranks, and all of them over the ranks that hold the replica. What
+    several of these hold counts once.
     """
-    sums = torch.zeros(2, 2, dtype=torch.float32, device=topology.device)  # [split over dp, split over tp]
+    sums = torch.zeros(2, dtype=torch.float32, device=topology.device)  # [whole on each dp rank, split over dp]
     for shard, square in squares:
-        cut = cut_of(shard.parameter)
-        if cut is None or cut.counts_on(topology.tp_rank):
-            sums[int(shard.partitioned), int(cut is not None)] += square
+        if counts_here(shard.parameter, topology):
+            sums[int(shard.partitioned)] += square
     if topology.dp_group is not None:
         dist.all_reduce(sums[1], group=topology.dp_group)
-    split_over_tp = sums[:, 1].sum()
-    if topology.tp_group is not None:
-        dist.all_reduce(split_over_tp, group=topology.tp_group)
-    return sums[:, 0].sum() + split_over_tp
+    total = sums.sum()
+    if topology.model_group is not None:
+        dist.all_reduce(total, group=topology.model_group)
+    return total

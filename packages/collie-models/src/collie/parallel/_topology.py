@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import itertools
 import os
 import sys
 import time
@@ -35,6 +36,8 @@ class Topology:
     pp_group: dist.ProcessGroup | None = None
     dp_group: dist.ProcessGroup | None = None
     tp_group: dist.ProcessGroup | None = None
+    model_group: dist.ProcessGroup | None = None  # all that hold parts of one replica: pp × tp
+    ends_group: dist.ProcessGroup | None = None  # the first and the last stage; of no use to those between
     mesh: DeviceMesh | None = field(default=None, repr=False, compare=False)
     _subgroups: dict[int, dist.ProcessGroup] = field(default_factory=dict, repr=False, compare=False)
 
@@ -54,6 +57,11 @@ class Topology:
     def sizes(self) -> tuple[int, int, int]:
         """(pp, dp, tp)."""
         return self.pp_size, self.dp_size, self.tp_size
+
+    @property
+    def model_rank(self) -> int:
+        """This rank's place in `model_group`: 0 for one rank of each replica."""
+        return self.pp_rank * self.tp_size + self.tp_rank
 
     def group(self, name: str) -> dist.ProcessGroup:
         """Return the group of a dimension ("pp", "dp" or "tp"), also where it is of this rank alone: for DeepSpeed.
@@ -171,5 +179,36 @@ def _arrange(sizes: tuple[int, int, int], device: torch.device) -> Topology:
         pp_group=groups.get("pp"),
         dp_group=groups.get("dp"),
         tp_group=groups.get("tp"),
+        model_group=_model_group(sizes, groups),
+        ends_group=_ends_group(sizes, groups),
         mesh=mesh,
     )
+
+
+def _model_group(sizes: tuple[int, int, int], groups: dict[str, dist.ProcessGroup]) -> dist.ProcessGroup | None:
+    """Return the group of this rank's replica; made anew where both pp and tp divide it."""
+    pp, dp, tp = sizes
+    if pp == 1 or tp == 1:
+        return groups.get("pp") or groups.get("tp")
+    places = list(itertools.product(range(pp), range(tp)))
+    replicas = [[_number(sizes, stage, replica, part) for stage, part in places] for replica in range(dp)]
+    group: dist.ProcessGroup = dist.new_subgroups_by_enumeration(replicas)[0]
+    return group
+
+
+def _ends_group(sizes: tuple[int, int, int], groups: dict[str, dist.ProcessGroup]) -> dist.ProcessGroup | None:
+    """Return the group of the first and the last stage's ranks with this rank's other coordinates."""
+    pp, dp, tp = sizes
+    if pp <= 2:
+        return groups.get("pp")
+    columns = list(itertools.product(range(dp), range(tp)))
+    ends = [[_number(sizes, stage, *column) for stage in (0, pp - 1)] for column in columns]
+    between = [[_number(sizes, stage, *column)] for stage in range(1, pp - 1) for column in columns]
+    group: dist.ProcessGroup = dist.new_subgroups_by_enumeration(ends + between)[0]
+    return group
+
+
+def _number(sizes: tuple[int, int, int], stage: int, replica: int, part: int) -> int:
+    """The rank at these coordinates."""
+    _, dp, tp = sizes
+    return (stage * dp + replica) * tp + part

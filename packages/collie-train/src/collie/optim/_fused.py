@@ -31,7 +31,7 @@ class FusedOptimizer(torch.optim.Optimizer):
       `needs_second_forward`: ZeRO-3 has let go of the weights, and the caller makes the loss again (with the same
       random numbers, see `rewind_random_numbers`).
     - `accumulate(loss)` for each micro-batch and `apply_accumulated(lr)` after the last: gradients are kept in
-      between, which costs their memory (each rank's shard of them under ZeRO-3).
+      between, which costs their memory (each rank's shard of them under ZeRO-3). So do the stages of a pipeline.
 
     Losses are means over a rank's share: gradients are averaged over the dp ranks, as torch's DDP averages them.
 
@@ -109,9 +109,23 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def accumulate(self, loss: Tensor) -> None:
         """Backpropagate one of several micro-batches, adding its gradients to those that are kept."""
-        with self._pass(self._keep):
+        with self.accumulating():
             loss.backward()
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Within it every backward pass, whoever makes it (a pipeline does), adds its gradients to those kept."""
+        with self._pass(self._keep):
+            yield
         release_parameters(self.model)
+
+    def accumulated(self, parameter: nn.Parameter) -> Tensor:
+        """Return the gradient that is kept of a parameter, to be changed in place before it is applied.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._kept[parameter]
 
     def apply_accumulated(self, lr: float) -> float | None:
         """Update with the kept gradients; return the gradient's norm where clipping needed it."""

@@ -40,7 +40,7 @@ class PlainStep:
         self._topology = topology
 
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
-        shares = _Shares(self._topology)
+        shares = Shares(self._topology)
         # DeepSpeed divides by the micro-batches and averages over dp; shares are to be summed over both
         undo_means = len(micro_batches) * self._topology.dp_size
         applied = True
@@ -50,11 +50,7 @@ class PlainStep:
                 self.engine.backward(share * undo_means)
                 applied = self.engine.step()  # DeepSpeed counts these, and updates at the last one
             shares.add(share)
-        return StepResult(shares.reduce(), self._grad_norm(), applied)
-
-    def _grad_norm(self) -> float | None:
-        norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm else None  # DeepSpeed says None or 0 where it did not compute it
+        return StepResult(shares.reduce(), self.engine.grad_norm(), applied)
 
 
 class FusedStep:
@@ -67,7 +63,7 @@ class FusedStep:
         self._topology = topology
 
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
-        shares = _Shares(self._topology)
+        shares = Shares(self._topology)
         lr: float = self._optimizer.param_groups[0]["lr"]
         norm = None
         for micro_batch in micro_batches:
@@ -94,7 +90,7 @@ class FusedStep:
         return share * self._topology.dp_size
 
 
-class _Shares:
+class Shares:
     """The sum of a step's loss shares on this rank, then over the dp ranks."""
 
     def __init__(self, topology: Topology) -> None:
@@ -104,7 +100,11 @@ class _Shares:
     def add(self, share: Tensor | float) -> None:
         self._sum += share.detach() if isinstance(share, Tensor) else share
 
-    def reduce(self) -> Tensor:
-        if self._topology.dp_group is not None:
-            dist.all_reduce(self._sum, group=self._topology.dp_group)
+    def reduce(self, *, of_last_stage: bool = False) -> Tensor:
+        """Return the sum over the dp ranks; with `of_last_stage` that of the pipeline's last stage, on all stages."""
+        topology = self._topology
+        if topology.dp_group is not None:
+            dist.all_reduce(self._sum, group=topology.dp_group)
+        if of_last_stage:
+            dist.broadcast(self._sum, group=topology.pp_group, group_src=topology.pp_size - 1)
         return self._sum

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
+from collie.controller.trainer._make_step import make_step
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
-from collie.controller.trainer._steps import FusedStep, PlainStep, Step, StepResult
+from collie.controller.trainer._steps import Step, StepResult
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
 from collie.events import Bye, Checkpoint
@@ -263,13 +264,15 @@ class Trainer:
             self._check_rows()
         else:
             objective = RowMean(self.model, self.loss_fn)
-        if isinstance(self.optimizer, FusedOptimizer):
-            return FusedStep(self._prepared_for_fused_updates(), self.optimizer, objective, self.topology)
-        if self.optimizer is None and "optimizer" not in self.config.deepspeed:
+        fused = self.optimizer if isinstance(self.optimizer, FusedOptimizer) else None
+        if fused is not None:
+            self._prepare_for_fused_updates()
+        elif self.optimizer is None and "optimizer" not in self.config.deepspeed:
             return None
-        engine = engine_for(self.model, self.config, self.optimizer, trains=True)
-        self.optimizer = engine.optimizer
-        return PlainStep(engine, objective, self.topology)
+        step = make_step(self.model, self.config, self.optimizer, objective, self.topology)
+        if fused is None:
+            self.optimizer = step.engine.optimizer
+        return step
 
     def _check_rows(self) -> None:
         """Look at rows before any rank works: at all of a list, at the first ones of what may be slow to read."""
@@ -279,7 +282,7 @@ class Trainer:
             rows: Any = self.train_dataset
             check_rows(rows, limit=_ROWS_TO_CHECK)
 
-    def _prepared_for_fused_updates(self) -> nn.Module:
+    def _prepare_for_fused_updates(self) -> None:
         """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
         for key in ("gradient_clipping", "optimizer", "scheduler"):
             if self.config.deepspeed.get(key):
@@ -291,7 +294,6 @@ class Trainer:
             self.model.to(self.topology.device)
             if self.config.zero_stage == 3:
                 engine_for(self.model, self.config)
-        return self.model
 
     def _make_scheduler(self, scheduler: Any) -> Any:
         if scheduler is None or hasattr(scheduler, "step"):

@@ -1,0 +1,64 @@
+"""Which kind of step a run makes: decided once, by the optimizer and the layout."""
+
+import torch
+from torch import nn
+
+from collie.config import CollieConfig
+from collie.controller.trainer._objective import Objective, UserStep
+from collie.controller.trainer._pipeline import EngineUpdate, FusedUpdate, PipelineStep, RelayStep, Update
+from collie.controller.trainer._steps import FusedStep, PlainStep, Step
+from collie.interfaces import ConfigError
+from collie.models import CollieModelForCausalLM
+from collie.optim import FusedOptimizer
+from collie.parallel import Engine, Topology, engine_for
+
+
+def make_step(
+    model: nn.Module,
+    config: CollieConfig,
+    optimizer: torch.optim.Optimizer | None,
+    objective: Objective,
+    topology: Topology,
+) -> Step:
+    """Return what makes one update of `model`.
+
+    Raises:
+        ConfigError: ds_config or the optimizer does not suit the layout.
+    """
+    fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
+    if topology.pp_size > 1 and model_dtype(model) is torch.float16:
+        raise ConfigError(
+            f"pp_size={topology.pp_size}: the pipeline does not scale losses, which float16 needs. "
+            "Use bf16 in ds_config, or pp_size=1."
+        )
+    engine = engine_for(model, config, optimizer, trains=True) if fused is None else None
+    if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
+        return _pipelined(model, engine, fused, objective, topology)
+    if fused is not None:
+        return FusedStep(model, fused, objective, topology)
+    assert engine is not None
+    return PlainStep(engine, objective, topology)
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's weights."""
+    return next(model.parameters()).dtype
+
+
+def _pipelined(
+    model: CollieModelForCausalLM,
+    engine: Engine | None,
+    fused: FusedOptimizer | None,
+    objective: Objective,
+    topology: Topology,
+) -> Step:
+    update: Update
+    if fused is not None:
+        update = FusedUpdate(fused, model, topology)
+    else:
+        assert engine is not None
+        update = EngineUpdate(engine, model, topology)
+    around = engine if engine is not None else model
+    if isinstance(objective, UserStep):
+        return RelayStep(around, update, objective, topology)
+    return PipelineStep(model, around, update, objective, topology)

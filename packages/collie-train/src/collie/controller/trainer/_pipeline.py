@@ -1,0 +1,203 @@
+"""Steps of a model whose layers are dealt to pipeline stages."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from collie.config import CollieConfig
+from collie.controller.trainer._objective import Objective
+from collie.controller.trainer._steps import Shares, StepResult
+from collie.data import MicroBatch
+from collie.models import CollieModelForCausalLM
+from collie.module import IGNORE_INDEX, model_inputs
+from collie.optim import FusedOptimizer
+from collie.parallel import Engine, Pipeline, Topology, sum_over_ends
+
+_PADDING = {"labels": IGNORE_INDEX}  # what is not here is padded with 0, as attention_mask is
+
+
+class Update(Protocol):
+    """What becomes of the gradients of a step."""
+
+    def gradients(self) -> AbstractContextManager[None]:
+        """Backward passes happen within it."""
+        ...
+
+    def __call__(self) -> tuple[float | None, bool]:
+        """Update the weights; return the gradient's norm, where known, and whether an update was made."""
+        ...
+
+
+class EngineUpdate:
+    """DeepSpeed averages the gradients over the dp ranks and steps."""
+
+    def __init__(self, engine: Engine, model: CollieModelForCausalLM, topology: Topology) -> None:
+        self._engine, self._model, self._topology = engine, model, topology
+
+    def gradients(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def __call__(self) -> tuple[float | None, bool]:
+        weights = self._model.weights_of_both_ends()
+        sum_over_ends([weight.grad for weight in weights if weight.grad is not None], self._topology)
+        applied = self._engine.step()
+        return self._engine.grad_norm(), applied
+
+
+class FusedUpdate:
+    """A fused optimizer keeps the gradients until the last micro-batch."""
+
+    def __init__(self, optimizer: FusedOptimizer, model: CollieModelForCausalLM, topology: Topology) -> None:
+        self._optimizer, self._model, self._topology = optimizer, model, topology
+
+    def gradients(self) -> AbstractContextManager[None]:
+        return self._optimizer.accumulating()
+
+    def __call__(self) -> tuple[float | None, bool]:
+        weights = self._model.weights_of_both_ends()
+        sum_over_ends([self._optimizer.accumulated(weight) for weight in weights], self._topology)
+        return self._optimizer.apply_accumulated(self._optimizer.param_groups[0]["lr"]), True
+
+
+class PipelineStep:
+    """The micro-batches of a step pass through the stages side by side; then comes one update.
+
+    Stages exchange hidden states of one shape. So micro-batches are padded to the longest and largest of their step on
+    their way, and cut again before the loss: neither that nor a filler, where there are fewer of them than the schedule
+    needs, changes the result.
+    """
+
+    def __init__(
+        self, model: CollieModelForCausalLM, engine: Any, update: Update, objective: Objective, topology: Topology
+    ) -> None:
+        config = model.collie_config
+        self.engine = engine
+        self.objective = objective
+        self._model, self._update, self._topology = model, update, topology
+        self._pipeline = Pipeline(model, config.pp_schedule, topology, model.dtype)
+        _warn_of_fillers(config, self._pipeline)
+
+    def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
+        fillers = self._pipeline.micro_batches_for(len(micro_batches)) - len(micro_batches)
+        micro_batches = micro_batches + [MicroBatch(micro_batches[0].batch, 0)] * fillers
+        inputs = _alike([model_inputs(self._model, micro_batch.batch) for micro_batch in micro_batches])
+        shares = Shares(self._topology)
+        run = partial(self._run, micro_batches, inputs, [self._arranged(one) for one in inputs], total, shares)
+        with self._update.gradients():
+            self._pipeline.step(len(inputs), *inputs[0]["input_ids"].shape, run)
+        norm, applied = self._update()
+        return StepResult(shares.reduce(of_last_stage=True), norm, applied)
+
+    def _arranged(self, inputs: dict[str, Tensor]) -> Any:
+        return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
+
+    def _run(
+        self,
+        micro_batches: list[MicroBatch],
+        inputs: list[dict[str, Tensor]],
+        arranged: list[Any],
+        total: int,
+        shares: Shares,
+        stage: int,
+        number: int,
+        hidden: Tensor | None,
+    ) -> Tensor:
+        """Compute one stage for one micro-batch; on the last stage, its share of the loss."""
+        model, stages = self._model, self._model.stages
+        assert stages is not None
+        x_BSE = model.enter(inputs[number]["input_ids"]) if hidden is None else hidden
+        x_BSE = model.run_layers(x_BSE, *arranged[number], names=stages.layers[stage])
+        if stage < stages.count - 1:
+            return x_BSE
+        micro_batch = micro_batches[number]
+        rows, length = micro_batch.batch["input_ids"].shape
+        share = self.objective(_finisher(model, x_BSE[:rows], length), micro_batch, total)
+        shares.add(share)
+        return torch.as_tensor(share) * self._topology.dp_size  # gradients are averaged over dp; shares are summed
+
+
+class RelayStep:
+    """A user's train_fn: it gets a step's rows in one batch, and the model runs one stage after the other."""
+
+    def __init__(self, engine: Any, update: Update, objective: Objective, topology: Topology) -> None:
+        self.engine = engine
+        self.objective = objective
+        self._update, self._topology = update, topology
+
+    def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
+        shares = Shares(self._topology)
+        norm, applied = None, True
+        with self._update.gradients():
+            share = self.objective(self.engine, _joined(micro_batches), total)
+            shares.add(share)
+            if isinstance(share, Tensor):
+                (share * self._topology.dp_size).backward()
+        if isinstance(share, Tensor):
+            norm, applied = self._update()
+        return StepResult(shares.reduce(), norm, applied)
+
+
+def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Callable[..., Any]:
+    """Return what an objective calls in place of the model, where all layers have been run."""
+
+    def finish(
+        labels: Tensor | None = None,
+        return_logits: bool = True,
+        num_items_in_batch: int | Tensor | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> Any:
+        return model.finish(x_BSE[:, :length], labels, return_logits, num_items_in_batch, logits_to_keep)
+
+    return finish
+
+
+def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Pad each micro-batch's inputs, [B, S] or [B, …, S], to the largest B and the largest S among them."""
+    shapes = {tuple(one["input_ids"].shape) for one in inputs}
+    if len(shapes) == 1:
+        return inputs
+    rows, length = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+    masked = [{"attention_mask": torch.ones_like(one["input_ids"]), **one} for one in inputs]
+    return [{key: _padded(value, rows, length, key) for key, value in one.items()} for one in masked]
+
+
+def _joined(micro_batches: list[MicroBatch]) -> MicroBatch:
+    """Put the rows of several micro-batches into one; fillers, which repeat rows, are left out unless all are such."""
+    counted = [micro_batch for micro_batch in micro_batches if micro_batch.rows] or micro_batches[:1]
+    batches = [micro_batch.batch for micro_batch in counted]
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+    joined: dict[str, Any] = {}
+    for key, first in batches[0].items():
+        values = [batch[key] for batch in batches]
+        if not isinstance(first, Tensor):
+            joined[key] = [item for value in values for item in value] if isinstance(first, list | tuple) else first
+        elif first.dim() < 2:
+            joined[key] = torch.cat(values)
+        else:
+            joined[key] = torch.cat([_padded(value, len(value), length, key) for value in values])
+    return MicroBatch(joined, sum(micro_batch.rows for micro_batch in counted))
+
+
+def _padded(value: Tensor, rows: int, length: int, key: str) -> Tensor:
+    """Pad [B, …, S] on the right of its last dimension and below its last row."""
+    widths = [0, length - value.shape[-1], *[0] * (2 * (value.dim() - 2)), 0, rows - value.shape[0]]
+    return F.pad(value, widths, value=_PADDING.get(key, 0))
+
+
+def _warn_of_fillers(config: CollieConfig, pipeline: Pipeline) -> None:
+    count = config.gradient_accumulation_steps
+    needed = pipeline.micro_batches_for(count)
+    if needed > count:
+        warnings.warn(
+            f"gradient_accumulation_steps={count} gives the pipeline {count} of the {needed} micro-batches that "
+            f"pp_schedule={config.pp_schedule!r} with pp_size={config.pp_size} needs: stages compute fillers that count "
+            f"for nothing. Set it to {needed} or more.",
+            stacklevel=2,
+        )
