@@ -197,7 +197,7 @@ def _warn_of_fillers(config: CollieConfig, pipeline: Pipeline) -> None:
     if needed > count:
         warnings.warn(
             f"gradient_accumulation_steps={count} gives the pipeline {count} of the {needed} micro-batches that "
-            f"pp_schedule={config.pp_schedule!r} with pp_size={config.pp_size} needs: stages compute fillers that count "
-            f"for nothing. Set it to {needed} or more.",
+            f"pp_schedule={config.pp_schedule!r} with pp_size={config.pp_size} needs: stages compute fillers, "
+            f"which count for nothing. Set it to {needed} or more.",
             stacklevel=2,
         )
