@@ -1,0 +1,207 @@
+"""Models dealt to pipeline stages: how layers are dealt, and the same numbers as one process in every call."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from collie.config import CollieConfig
+from collie.interfaces import ParallelSizeError
+from collie.models import CollieModelForCausalLM
+from collie.parallel import active_topology, cut_of, deal, original_of, set_seed
+from collie.parallel._stages import balanced
+from collie.testing import toy_llama_config, toy_moss_config
+
+pytest.importorskip("deepspeed")
+IDS = torch.tensor([[0, 0, 13, 40, 41, 7, 22, 81], [1, 2, 3, 4, 5, 6, 7, 8]])
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
+LABELS = IDS.masked_fill(MASK == 0, -100)
+FAMILIES = {
+    "llama": (toy_llama_config, {"num_hidden_layers": 4}),
+    "tied": (toy_llama_config, {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "moss": (toy_moss_config, {"n_layer": 4}),
+}
+
+
+def make(family="llama", *, eval_mode=True, **fields):
+    describe, overrides = FAMILIES[family]
+    model_overrides = {key: fields.pop(key) for key in ("sliding_window",) if key in fields}
+    config = CollieConfig(model_config=describe(initializer_range=0.2, **overrides, **model_overrides))
+    config.use_flash, config.checkpointing = False, False
+    for name, value in fields.items():
+        setattr(config, name, value)
+    model = CollieModelForCausalLM.from_config(config)
+    return model.train(not eval_mode)
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts", "ends"),
+    [
+        ([1] * 8, 4, [2, 4, 6, 8]),
+        ([1] * 7, 4, [2, 4, 6, 7]),
+        ([5, 1, 1, 1, 5], 2, [3, 5]),
+        ([10, 1, 1, 1, 1, 10], 3, [1, 5, 6]),
+        ([1, 1, 1], 3, [1, 2, 3]),
+        ([0, 1, 0, 1], 2, [3, 4]),
+    ],
+)
+def test_the_heaviest_run_is_as_light_as_can_be(weights, parts, ends):
+    """Each run has an item, and earlier runs are filled first."""
+    assert balanced(weights, parts) == ends
+
+
+class Block(nn.Linear):
+    """A kind of layer."""
+
+
+class Gate(nn.Linear):
+    """Another."""
+
+
+@pytest.mark.parametrize(
+    ("method", "schedule", "expected"),
+    [
+        ("uniform", "1f1b", ("01", "23")),
+        ("uniform", "interleaved", ("0", "1", "2", "3")),
+        ("parameters", "1f1b", ("0", "123")),  # the embedding weighs as much as all layers
+        ("type:gate", "1f1b", ("012", "3")),
+    ],
+)
+def test_layers_are_dealt_by_the_method(method, schedule, expected):
+    """Layers 1 and 3 are gates."""
+    layers = nn.ModuleDict({str(i): (Gate if i % 2 else Block)(4, 4) for i in range(4)})
+    config = CollieConfig(pp_size=2, pp_partition_method=method, pp_schedule=schedule)
+    stages = deal(layers, [nn.Embedding(20, 4)], [nn.Linear(1, 1)], config, rank=1)
+    assert stages.layers == tuple(map(tuple, expected))
+    assert list(stages.own) == list(range(1, len(expected), 2))
+    assert (stages.has_first, stages.has_last) == (False, True)
+
+
+def test_what_cannot_be_dealt_is_refused():
+    """More stages than layers, and a type that no layer has."""
+    layers = nn.ModuleDict({str(i): Block(2, 2) for i in range(3)})
+    with pytest.raises(ParallelSizeError, match="pp_size=2 with pp_schedule='interleaved' makes 4 stages, and the mod"):
+        deal(layers, [], [], CollieConfig(pp_size=2, pp_schedule="interleaved"), 0)
+    with pytest.raises(ParallelSizeError, match="pp_partition_method='type:gate' matches no layer: they are of type B"):
+        deal(layers, [], [], CollieConfig(pp_size=2, pp_partition_method="type:gate"), 0)
+
+
+def calls(family, **fields):
+    """Logits, the losses of both ways, and the gradients that this rank has, by the whole model's names."""
+    model = make(family, eval_mode=False, **fields)
+    with torch.no_grad():
+        logits = model(IDS, MASK).logits
+        some = model(IDS, MASK, logits_to_keep=2).logits
+        inside = model(IDS, MASK, labels=LABELS, return_logits=False)
+    assert inside.logits is None
+    assert_close(some, logits[:, -2:])
+    output = model(IDS, MASK, labels=LABELS)
+    assert_close(output.loss, inside.loss)
+    (output.loss * 2).backward()
+    grads = {original_of(p) or name: (cut_of(p), p.grad) for name, p in model.named_parameters()}
+    return logits, output.loss.detach(), grads
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks", "fields"),
+    [
+        ("llama", 2, {"pp_size": 2}),
+        ("llama", 2, {"pp_size": 2, "pp_schedule": "interleaved", "checkpointing": True}),
+        ("moss", 4, {"pp_size": 4}),
+        ("tied", 4, {"pp_size": 2, "tp_size": 2}),
+        ("tied", 2, {"pp_size": 2, "pp_partition_method": "uniform"}),
+    ],
+)
+def test_a_call_gives_every_rank_the_whole_result(ranks, family, fields):
+    """Full logits and the loss on every rank; a loop of one's own can call backward."""
+
+    [(logits, loss, reference)] = run(1, calls, family)
+    results = run(ranks, calls, family, **fields)
+    tied = dict.fromkeys(reference, 0)
+    for their_logits, their_loss, grads in results:
+        assert_close(their_logits, logits, atol=1e-5, rtol=1e-5)
+        assert_close(their_loss, loss, atol=1e-5, rtol=1e-5)
+        for name, (cut, grad) in grads.items():
+            whole_name = cut.name if cut is not None and cut.name in reference else name
+            tied[whole_name] += 1
+            if family == "tied" and whole_name in ("embed.weight", "head.weight"):
+                continue  # each end has its own share: the Trainer adds them up
+            if cut is None:
+                assert_close(grad, reference[whole_name][1], atol=1e-5, rtol=1e-5)
+    assert all(tied.values())
+
+
+def run(count, function, *args, **fields):
+    """The results of `function` on forked ranks."""
+    from collie.testing import run_ranks
+
+    return run_ranks(count, lambda: function(*args, **fields))
+
+
+def generated(**fields):
+    """Greedy with and without a cache, a left-padded batch whose rows end at different steps, and a sample."""
+    model = make("llama", **fields)
+    tokens = {}
+    for use_cache in (True, False):
+        tokens[f"greedy {use_cache}"] = model.generate(
+            IDS, attention_mask=MASK, max_new_tokens=8, do_sample=False, use_cache=use_cache, pad_token_id=0
+        )
+    torch.manual_seed(active_topology().rank)  # the ranks of a replica draw as its first one does
+    tokens["sampled"] = model.generate(IDS, attention_mask=MASK, max_new_tokens=8, do_sample=True, pad_token_id=0)
+    tokens["beams"] = model.generate(IDS, attention_mask=MASK, max_new_tokens=5, num_beams=2, pad_token_id=0)
+    return tokens
+
+
+@pytest.mark.parametrize(
+    ("ranks", "fields"),
+    [
+        (2, {"pp_size": 2}),
+        (2, {"pp_size": 2, "pp_schedule": "interleaved"}),
+        (4, {"pp_size": 2, "tp_size": 2}),
+        (2, {"pp_size": 2, "sliding_window": 4}),
+    ],
+)
+def test_stages_generate_what_one_process_does(ranks, fields):
+    """The same tokens on every rank, with a cache and without, greedy, sampled and with beams."""
+    alone = {key: value for key, value in fields.items() if key == "sliding_window"}
+    [expected] = run(1, generated, **alone)
+    for result in run(ranks, generated, **fields):
+        for kind, tokens in expected.items():
+            assert torch.equal(result[kind], tokens), kind
+
+
+def dropped(**fields):
+    """The gradients of a training forward with dropout, with recomputation and without, from the same seed."""
+    found = []
+    for checkpointing in (False, True):
+        model = make("llama", eval_mode=False, dropout=0.3, checkpointing=checkpointing, **fields)
+        set_seed(model.collie_config)
+        model(IDS, MASK, labels=LABELS).loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    noise = torch.rand(3)
+    return all(torch.equal(a, b) for a, b in zip(*found, strict=True)), noise
+
+
+def test_recomputing_a_stage_gives_the_same_gradients_to_the_bit():
+    """Also with dropout; and stages draw other numbers."""
+    (same, first), (also, second) = run(2, dropped, pp_size=2)
+    assert same and also
+    assert not torch.equal(first, second)
+
+
+
+def test_parameters_outside_the_known_parts_are_refused():
+    """They would be trained on each stage apart."""
+    from collie.models._stages import keep_stages
+
+    def attempt():
+        config = CollieConfig(model_config=toy_llama_config(num_hidden_layers=2))
+        model = CollieModelForCausalLM.from_config(config)
+        model.positions = nn.Embedding(4, 4)
+        config.pp_size = 2
+        from dataclasses import replace
+
+        with pytest.raises(ParallelSizeError, match="has parameters in positions, too"):
+            keep_stages(model, replace(active_topology(), pp_size=2))
+
+    run(1, attempt)
