@@ -2,6 +2,7 @@
 
 from collie.models._generation import CausalLMOutput
 from collie.models._registry import find_family, register
+from collie.models._steps import require_values
 from collie.models.base import CollieModelForCausalLM
 from collie.models.chatglm import ChatGLMConfig, ChatGLMForCausalLM
 from collie.models.chatglm2 import ChatGLM2Config, ChatGLM2ForCausalLM
@@ -35,4 +36,5 @@ __all__ = [
     "Qwen3ForCausalLM",
     "find_family",
     "register",
+    "require_values",
 ]
