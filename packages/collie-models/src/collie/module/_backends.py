@@ -1,6 +1,6 @@
 """Which attention kernel does a call: a table of what each can do, the fastest first.
 
-The order comes from the rates in docs/performance.md, forward and backward on an H100.
+The order is that of the rates, forward and backward, which benchmarks/attention.py prints on an H100.
 """
 
 import logging
