@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, LlamaForCausalLM, MistralConfig, Qwen2Config, Qwen3Config, StaticCache
 
 from collie.config import CollieConfig
@@ -72,6 +73,45 @@ def test_a_cache_that_knows_of_no_window_gives_the_same(model):
     with torch.no_grad():
         pieces = [model(part, past_key_values=cache).logits for part in IDS.split([6, 1, 1], 1)]
         assert_close(torch.cat(pieces, 1), model(IDS).logits, atol=1e-5, rtol=0)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes what every operation returns: (its name, the shape)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.seen.append((function.overloadpacket._qualified_op_name, tuple(out.shape)))
+        return out
+
+
+def square(noted):
+    """Whether it is a row of keys for each of many queries; rows of a mask may be aligned to 8."""
+    queries, keys = noted[1][-2:] if len(noted[1]) > 1 else (0, 0)
+    return 39 <= queries <= keys < queries + 8
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_a_step_with_a_cache_makes_no_rotary_table_and_no_square_mask(model, padding):
+    """After the prompt: angles of one position at the most, and a mask of one query."""
+    ids = torch.arange(2 * 39).view(2, 39) % 90 + 3
+    keep = torch.ones_like(ids)
+    keep[0, :padding] = 0
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), Shapes() as prompt:
+        model(ids, keep, past_key_values=cache)
+    with Shapes() as steps:
+        greedy(model, torch.cat((ids, ids[:, :1]), 1), attention_mask=torch.cat((keep, keep[:, :1] | 1), 1),
+               past_key_values=cache, max_new_tokens=5)  # fmt: skip
+    window = any(layer.attention.window for layer in model.layers.values())
+    assert any(map(square, prompt.seen)) == (padding > 0 or window)
+    assert not any(map(square, steps.seen))
+    turned = [shape for name, shape in steps.seen if name in ("aten::cos", "aten::sin")]
+    assert all(shape[-2] == 1 for shape in turned)
 
 
 def test_positions_of_the_user_are_used(model):

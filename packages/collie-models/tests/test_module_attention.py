@@ -61,13 +61,55 @@ def test_padding_alone_gives_numbers_and_gradients(use_flash):
     assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
-def test_no_dense_mask_where_causality_says_it():
+def dense_was_made(mask):
+    return "visible_B1QT" in vars(mask)
+
+
+def test_what_a_kernel_must_know_of():
+    """Right padding comes after all tokens: causality hides it. One query without padding sees everything."""
+    needs = lambda rows, *sizes, **more: Mask.build(rows, *sizes, CPU, **more).needs  # noqa: E731
     for rows in (None, torch.tensor([FULL, FULL]), torch.tensor([RIGHT, FULL]), torch.tensor([[0] * 5, FULL])):
-        assert Mask.build(rows, 5, 0, CPU) == Mask(None, causal=True)
-    assert Mask.build(None, 1, 4, CPU) == Mask(None, causal=False)
-    assert Mask.build(torch.tensor([FULL]), 1, 4, CPU).visible_B1QT is None
-    assert Mask.build(torch.tensor([LEFT]), 5, 0, CPU).visible_B1QT is not None
-    assert Mask.build(torch.tensor([[1, 0, 0, 1, 1]]), 1, 4, CPU).visible_B1QT is not None  # padding that is cached
+        assert needs(rows, 5, 0) == {"causal"}
+    assert needs(None, 1, 4) == needs(torch.tensor([FULL]), 1, 4) == frozenset()
+    assert needs(None, 2, 3) == {"causal", "offset"}
+    assert needs(torch.tensor([LEFT, RIGHT]), 5, 0) == {"causal", "padding"}
+    assert needs(torch.tensor([[1, 0, 0, 1, 1]]), 1, 4) == {"cached_padding"}
+    assert needs(None, 5, 0, prefix_B=torch.tensor([3])) == {"causal", "prefix"}
+    assert needs(None, 1, 4, prefix_B=torch.tensor([3])) == frozenset()
+
+
+def test_padding_between_tokens_matters_to_a_window_only():
+    """Without its padding a row's tokens are nearer to each other than they were."""
+    for rows, gaps in ([LEFT, RIGHT], set()), ([[0, 1, 0, 1, 1], FULL], {"gaps"}):
+        mask = Mask.build(torch.tensor(rows), 5, 0, CPU)
+        assert mask.needs == {"causal", "padding"}
+        assert mask.within(2, 5).needs == {"causal", "padding", "window"} | gaps
+
+
+def test_rows_are_the_tokens_without_padding():
+    rows = Mask.build(torch.tensor([LEFT, [0] * 5, RIGHT]), 5, 0, CPU).rows
+    assert rows.index_U.tolist() == [2, 3, 4, 10, 11, 12]
+    assert rows.cu_seqlens.tolist() == [0, 3, 6] and rows.cu_seqlens.dtype == torch.int32
+    assert rows.longest == 3
+
+
+@pytest.mark.parametrize("use_flash", [False, True])
+@pytest.mark.parametrize("rows", [None, [FULL, FULL], [RIGHT, FULL]])
+def test_no_dense_mask_where_causality_says_it(use_flash, rows):
+    mask = Mask.build(None if rows is None else torch.tensor(rows), 5, 0, CPU)
+    attention(*qkv(), mask, use_flash=use_flash)
+    assert dense_was_made(mask) == (not use_flash)
+    one = Mask.build(None, 1, 4, CPU)
+    attention(*qkv(queries=1), one, use_flash=use_flash)
+    assert not dense_was_made(one)
+
+
+def test_a_bias_hides_what_is_not_visible_and_its_rows_are_aligned():
+    mask = Mask.build(torch.tensor([LEFT, RIGHT]), 5, 0, CPU)
+    bias = mask.bias(torch.bfloat16)
+    assert bias.shape == (2, 1, 5, 5) and all(stride % 8 == 0 for stride in bias.stride()[:-1])
+    assert torch.equal(bias == 0, mask.visible_B1QT) and torch.equal(bias == float("-inf"), ~mask.visible_B1QT)
+    assert mask.bias(torch.bfloat16) is bias
 
 
 def test_a_mask_of_the_wrong_length_is_refused():
@@ -108,7 +150,7 @@ def test_heads_that_do_not_divide_are_refused():
 @pytest.mark.parametrize("rows", [[FULL, FULL], [LEFT, RIGHT]])
 def test_a_window_counts_the_query_itself(use_flash, rows):
     q, k, v = qkv()
-    mask = Mask.build(torch.tensor(rows), 5, 0, CPU).within(2, 5, 5, CPU)
+    mask = Mask.build(torch.tensor(rows), 5, 0, CPU).within(2, 5)
     ours = attention(q, k, v, mask, use_flash=use_flash)
     for i in range(2, 5):  # two keys, and where both are tokens no mask is needed to say so
         near = slice(i - 1, i + 1)
@@ -120,21 +162,19 @@ def test_a_window_counts_the_query_itself(use_flash, rows):
 def test_a_window_over_a_cache_that_forgot_what_is_out_of_reach():
     """The last keys alone, and no dense mask for one query that reaches all of them."""
     whole = Mask.build(torch.tensor([LEFT]), 2, 3, CPU)
-    assert whole.within(3, 2, 4, CPU).visible_B1QT[0, 0].tolist() == [
-        [False, True, True, False],
-        [False, True, True, True],
-    ]
-    assert whole.within(3, 2, 4, CPU) is whole.within(3, 2, 4, CPU)
+    assert whole.within(3, 4).visible_B1QT[0, 0].tolist() == [[False, True, True, False], [False, True, True, True]]
+    assert whole.within(3, 4) is whole.within(3, 4)
     one = Mask.build(None, 1, 9, CPU)
-    assert one.within(4, 1, 4, CPU) is one
-    assert one.within(4, 1, 10, CPU).visible_B1QT.flatten().tolist() == [False] * 6 + [True] * 4
+    assert one.within(4, 4).needs == frozenset()
+    assert one.within(4, 10).needs == {"window"}
+    assert one.within(4, 10).visible_B1QT.flatten().tolist() == [False] * 6 + [True] * 4
+    assert one.within(10, 10) is one
 
 
 def test_a_prefix_is_seen_by_all_and_padding_by_none():
     seen = Mask.build(torch.tensor([LEFT]), 5, 0, CPU, prefix_B=torch.tensor([4])).visible_B1QT[0, 0]
     assert seen[2].tolist() == [False, False, True, True, False]
     assert seen[4].tolist() == [False, False, True, True, True]
-    assert Mask.build(None, 1, 4, CPU, prefix_B=torch.tensor([3])) == Mask(None, causal=False)
 
 
 def test_norms_of_queries_and_keys_come_before_the_rotation():

@@ -108,7 +108,8 @@ class Fused(nn.Module):
         self.rope = Rope(4)
 
     def forward(self, x_BSE):
-        return self.attention(x_BSE, self.rope.span(0, x_BSE.shape[1], x_BSE.device), Mask())
+        length, device = x_BSE.shape[1], x_BSE.device
+        return self.attention(x_BSE, self.rope.span(0, length, device), Mask.build(None, length, 0, device))
 
 
 def fused_attention(tp):

@@ -81,7 +81,7 @@ class CollieConfig:
     checkpointing: bool = True
     """Whether activations are computed again in the backward pass instead of kept."""
     use_flash: bool = True
-    """Whether attention runs in one fused kernel."""
+    """Whether attention runs in the fastest fused kernel that can do it; else step by step, with float32 scores."""
     dropout: float = 0.0
     """Probability of dropping an activation, in [0, 1)."""
     initization_method: str = "none"

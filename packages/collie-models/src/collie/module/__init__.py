@@ -1,6 +1,7 @@
 """The blocks that language models are made of, one idea a file: plain PyTorch on one device."""
 
 from collie.module._attention import Attention, attention
+from collie.module._backends import attention_backend
 from collie.module._by_name import accepts, as_dict, call_by_name, model_inputs
 from collie.module._head import LMHead, Vocabulary, WholeVocabulary
 from collie.module._loss import IGNORE_INDEX, GPTLMLoss, count_targets
@@ -27,6 +28,7 @@ __all__ = [
     "activation",
     "as_dict",
     "attention",
+    "attention_backend",
     "call_by_name",
     "count_targets",
     "model_inputs",

@@ -4,18 +4,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from collie.interfaces import ConfigError
+from collie.module._backends import fused
+from collie.module._kernels import plain
 from collie.module._mask import Mask
 from collie.module._norm import RMSNorm
 from collie.module._rope import Rotation
 
-# B batch, S sequence, E hidden, N query heads, K key/value heads, G query heads a key/value head, H head dim,
-# Q queries, T keys
+# B batch, S sequence, E hidden, N query heads, K key/value heads, H head dim, Q queries, T keys
 
 
 class Cache(Protocol):
@@ -37,44 +35,15 @@ def attention(
         q_BNQH, k_BKTH, v_BKTH: queries, keys and values, in one dtype.
         mask: built for this forward's Q and T.
         dropout: probability of dropping an attention weight; 0.0 outside training.
-        use_flash: torch's fused attention; False computes scores and softmax in float32, step by step.
+        use_flash: the fastest kernel that can do the call (see `_backends`); False computes scores and softmax in
+            float32, step by step.
+
+    Raises:
+        ConfigError: `attention_backend` asks for a kernel that cannot do the call.
     """
     if use_flash:
-        return _fused(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
-    return _plain(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
-
-
-def _fused(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
-    visible = mask.visible_B1QT
-    group = q_BNQH.shape[1] // k_BKTH.shape[1]
-    grouped = visible is None and q_BNQH.dtype.itemsize == 2  # kernels that take a mask or float32 take no groups
-    if group > 1 and not grouped:
-        k_BKTH, v_BKTH = (x.repeat_interleave(group, 1) for x in (k_BKTH, v_BKTH))
-        group = 1
-    with _backends(q_BNQH):
-        return F.scaled_dot_product_attention(
-            q_BNQH, k_BKTH, v_BKTH, attn_mask=visible, dropout_p=dropout, is_causal=mask.causal, enable_gqa=group > 1
-        )
-
-
-def _backends(q_BNQH: Tensor) -> AbstractContextManager[None]:
-    """Leave cuDNN out of generation: it plans each new shape for some 60 ms, and each new token is one."""
-    if not q_BNQH.is_cuda or torch.is_grad_enabled():
-        return nullcontext()
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-def _plain(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
-    kv_heads = k_BKTH.shape[1]
-    q_BKGQH = q_BNQH.unflatten(1, (kv_heads, -1)).float()
-    scores_BKGQT = q_BKGQH @ k_BKTH.float().unsqueeze(2).transpose(-1, -2) / q_BNQH.shape[-1] ** 0.5
-    visible = mask.visible_B1QT
-    if visible is None and mask.causal:
-        visible = torch.ones(scores_BKGQT.shape[-2:], dtype=torch.bool, device=q_BNQH.device).tril()[None, None]
-    if visible is not None:
-        scores_BKGQT = scores_BKGQT.masked_fill(~visible.unsqueeze(2), float("-inf"))
-    weights_BKGQT = F.dropout(scores_BKGQT.softmax(-1).to(v_BKTH.dtype), dropout, training=dropout > 0)
-    return (weights_BKGQT @ v_BKTH.unsqueeze(2)).flatten(1, 2)
+        return fused(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
+    return plain(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
 
 
 class Attention(nn.Module):
@@ -143,7 +112,7 @@ class Attention(nn.Module):
         if cache is not None:  # one that knows of the window keeps no more keys than the next query needs
             k_BKSH, v_BKSH = cache.update(k_BKSH, v_BKSH, self.index)
         if self.window is not None:
-            mask = mask.within(self.window, q_BNSH.shape[2], k_BKSH.shape[2], q_BNSH.device)
+            mask = mask.within(self.window, k_BKSH.shape[2])
         dropout = self.dropout if self.training else 0.0
         with self._randomness() if dropout else nullcontext():
             mixed_BNSH = attention(q_BNSH, k_BKSH, v_BKSH, mask, dropout=dropout, use_flash=self.use_flash)
