@@ -99,6 +99,9 @@ class CollieConfig:
     """Quantization: a transformers.BitsAndBytesConfig or a dict of one. The default means none."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches beside each rank; 0 prepares them in the rank itself."""
+    sequence_parallel: bool = False
+    """Whether tensor-parallel ranks also split what lies between a model's blocks, along the sequence: norms, dropout
+    and what is kept for the backward pass then cost a part of the memory, and as much is exchanged."""
     source: str | None = None
     """Folder or name that model_config was read from; a model's other files (tokenizer, …) are copied from there."""
 

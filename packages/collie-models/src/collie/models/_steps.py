@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
 from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import Fill, Plan, Topology
+from collie.parallel import Fill, Plan, Stream, Topology
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -71,7 +71,8 @@ def split(model: "CollieModelForCausalLM", topology: Topology) -> None:
         plan = own_plan(type(model))
         assert plan is not None, "refuse_unsupported comes first"
         plan.check(model, topology.tp_size, model.config.model_type)
-        plan.apply(model, topology)
+        model.stream = Stream(topology, sequence=model.collie_config.sequence_parallel)
+        plan.apply(model, topology, model.stream)
 
 
 def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype) -> Fill:

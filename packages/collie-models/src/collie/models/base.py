@@ -20,7 +20,7 @@ from collie.models._registry import find_family
 from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
-from collie.parallel import Plan, active_topology, full_parameters, materialise, refill, setup_distribution
+from collie.parallel import Plan, Stream, active_topology, full_parameters, materialise, refill, setup_distribution
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
@@ -58,6 +58,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         config.model_config = self.adopt(config.model_config)
         self.collie_config = config
         self.config = config.model_config
+        self.stream = Stream()  # what lies between the parts; `split` shares it among ranks
         self.source: Path | None = None  # the folder that save_pretrained copies other files from
         self.generation_config = GenerationConfig.from_model_config(self.config)
 
@@ -235,12 +236,16 @@ class CollieModelForCausalLM(nn.Module, Generates):
             ValueError: arguments contradict each other or have wrong shapes.
         """
         _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
-        x_BSE = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
-        x_BSE = F.dropout(x_BSE, self.collie_config.dropout, self.training)
         cache = self._cache(past_key_values, use_cache)
         past = self._cached_length(cache)
-        rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE, cache)
-        hidden_BSE = self.norm(self._run_layers(x_BSE, rope, mask, cache))
+        given = input_ids if input_ids is not None else inputs_embeds
+        assert given is not None
+        dropout = self.collie_config.dropout if self.training else 0.0
+        with self.stream.flow(given.shape[1], split=cache is None, dropout=dropout):
+            x_BSE = self.embed(input_ids) if inputs_embeds is None else self.stream.part(inputs_embeds)
+            x_BSE = F.dropout(x_BSE, dropout, self.training)
+            rope, mask = self.arrange(input_ids, attention_mask, position_ids, past, x_BSE, cache)
+            hidden_BSE = self.stream.whole(self.norm(self._run_layers(x_BSE, rope, mask, cache)))
         loss, logits_BSV = self._predict(hidden_BSE, labels, return_logits, num_items_in_batch, logits_to_keep)
         return CausalLMOutput(loss=loss, logits=logits_BSV, past_key_values=cache)
 
@@ -258,7 +263,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         A family whose positions or visibility follow from the tokens overrides this. `past`: number of tokens in
         `cache`.
         """
-        new, device = x_BSE.shape[1], x_BSE.device
+        new, device = self.stream.length(x_BSE), x_BSE.device
         mask = Mask.build(attention_mask, new, past, device)
         if position_ids is None:
             return self.rope.span(past, past + new, device), mask
@@ -269,7 +274,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
         for layer in self.layers.values():
             if again:
-                x_BSE = checkpoint(layer, x_BSE, rope, mask, None, use_reentrant=False)
+                x_BSE = checkpoint(self.stream.bound(layer), x_BSE, rope, mask, None, use_reentrant=False)
             else:
                 x_BSE = layer(x_BSE, rope, mask, cache)
         return x_BSE

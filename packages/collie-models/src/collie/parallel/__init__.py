@@ -7,9 +7,10 @@ from collie.parallel._environment import Env, env, set_seed
 from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
 from collie.parallel._materialise import Fill, full_parameters, materialise, refill
-from collie.parallel._plan import Column, Entry, Plan, Row, VocabColumn, VocabRow
+from collie.parallel._plan import Column, Entry, Plan, Row, Summed, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
+from collie.parallel._stream import Stream
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead
 
@@ -27,6 +28,8 @@ __all__ = [
     "Row",
     "RowLinear",
     "Shard",
+    "Stream",
+    "Summed",
     "Topology",
     "VocabColumn",
     "VocabEmbedding",
