@@ -111,7 +111,7 @@ def test_whole_numbers_have_a_least_value(name, least):
         )
 
 
-@pytest.mark.parametrize("name", ["checkpointing", "use_flash", "low_cpu_mem_usage"])
+@pytest.mark.parametrize("name", ["checkpointing", "use_flash", "low_cpu_mem_usage", "sequence_parallel"])
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_switches_are_true_or_false(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value!r} is not a bool. Set it to True or False."):
@@ -126,6 +126,11 @@ ON = {"enabled": True}
     ("values", "sentence"),
     [
         ({"seed": 2**32}, "seed=4294967296 does not fit 32 bits. Set it below 4294967296."),
+        (
+            {"sequence_parallel": True},
+            "sequence_parallel=True splits sequences over tensor-parallel ranks, and tp_size=1 has no second one. "
+            "Set tp_size to 2 or more, or sequence_parallel to False.",
+        ),
         ({"dropout": 1.0}, "dropout=1.0 is not a probability. Set it to at least 0.0 and below 1.0."),
         ({"dropout": 1.5}, "dropout=1.5 is not a probability."),
         ({"dropout": -0.1}, "dropout=-0.1 is not a probability."),

@@ -189,7 +189,6 @@ def test_recomputing_a_stage_gives_the_same_gradients_to_the_bit():
     assert not torch.equal(first, second)
 
 
-
 def test_parameters_outside_the_known_parts_are_refused():
     """They would be trained on each stage apart."""
     from collie.models._stages import keep_stages

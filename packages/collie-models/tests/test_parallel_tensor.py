@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tensor_ranks import IDS, LABELS, make, whole_gradients
 from torch import nn
 from torch.testing import assert_close
 
@@ -16,46 +17,18 @@ from collie.parallel import (
     Plan,
     Row,
     active_topology,
-    apart,
-    cut_of,
     engine_for,
     env,
     full_parameters,
     fused,
     materialise,
-    set_seed,
     setup_distribution,
     shard_of,
     squared_norm,
 )  # fmt: skip
-from collie.testing import golden, toy_llama_config, toy_moss_config
+from collie.testing import golden
 
 pytest.importorskip("deepspeed")
-IDS = torch.tensor([[5, 9, 13, 40, 41, 7, 22, 81], [1, 2, 3, 4, 5, 6, 7, 8]])
-LABELS = IDS.clone()
-LABELS[0, :3] = -100
-TOYS = {
-    "llama": (toy_llama_config, {}),  # 4 heads over 2, 97 tokens
-    "tied": (toy_llama_config, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
-    "moss": (toy_moss_config, {}),
-}
-
-
-def make(toy, tp, stage=0, **fields):
-    describe, overrides = TOYS[toy]
-    config = CollieConfig(model_config=describe(initializer_range=0.2, **overrides))
-    config.tp_size, config.use_flash, config.checkpointing = tp, False, False
-    config.ds_config = {"zero_optimization": {"stage": stage}}
-    for name, value in fields.items():
-        setattr(config, name, value)
-    return CollieModelForCausalLM.from_config(config), config
-
-
-def whole_gradients(model):
-    """Every parameter's gradient in the shape of the whole model, on the first rank."""
-    for parameter in model.parameters():
-        parameter.data = parameter.grad.clone()
-    return dict(full_parameters(model, active_topology()))
 
 
 def calls(toy, tp, checkpointing=False):
@@ -78,9 +51,14 @@ def calls(toy, tp, checkpointing=False):
     return logits, loss.detach(), full.detach(), whole_gradients(model), norm
 
 
-@pytest.mark.parametrize(("toy", "tp"), [("llama", 2), ("llama", 4), ("tied", 2), ("moss", 2), ("moss", 4)])
+@pytest.mark.parametrize(
+    ("toy", "tp"), [("llama", 2), ("llama", 4), ("tied", 2), ("moss", 2), ("moss", 4), ("qwen3", 2), ("qwen3", 4)]
+)
 def test_forward_gradients_and_norm_equal_one_process(ranks, toy, tp):
-    """Also with 2 key/value heads on 4 ranks, and with 97 tokens, which neither 2 nor 4 divides."""
+    """Also with 2 key/value heads on 4 ranks, and with 97 tokens, which neither 2 nor 4 divides.
+
+    Qwen3's norms of single heads are whole on each rank, and so is their gradient: that of all ranks' heads.
+    """
     [(logits, loss, full, grads, norm)] = ranks(1, calls, toy, 1)
     results = ranks(tp, calls, toy, tp)
     for ours in results:
@@ -283,9 +261,9 @@ def test_a_rank_reads_its_part_only(ranks):
                 assert amount <= limit + (144 if count == 4 else 64), (name, amount, limit)
 
 
-def steps(toy, tp, stage, clip):
+def steps(toy, tp, stage, clip, fields=()):
     """Three SGD steps through DeepSpeed on equal global batches; the norms it measured and the whole weights."""
-    model, config = make(toy, tp, stage)
+    model, config = make(toy, tp, stage, **dict(fields))
     config.ds_config = {"zero_optimization": {"stage": stage}, "gradient_clipping": clip}
     config.train_micro_batch_size = 2 // config.dp_size
     engine = engine_for(model, config, torch.optim.SGD(model.parameters(), lr=0.1))
@@ -302,65 +280,34 @@ def steps(toy, tp, stage, clip):
     return norms, dict(full_parameters(model, topology))
 
 
+SPLIT = {"sequence_parallel": True, "checkpointing": True}
+
+
 @pytest.mark.parametrize(
-    ("toy", "tp", "dp", "stage"),
+    ("toy", "tp", "dp", "stage", "fields"),
     [
-        ("llama", 2, 1, 0),
-        ("tied", 2, 1, 3),
-        ("llama", 4, 1, 1),  # 2 key/value heads on 4 ranks
-        ("llama", 2, 2, 2),
-        ("moss", 2, 2, 1),
-        ("moss", 2, 2, 3),
+        ("llama", 2, 1, 0, {}),
+        ("tied", 2, 1, 3, {}),
+        ("llama", 4, 1, 1, {}),  # 2 key/value heads on 4 ranks
+        ("llama", 2, 2, 2, {}),
+        ("moss", 2, 2, 1, {}),
+        ("moss", 2, 2, 3, {}),
+        ("tied", 2, 1, 0, SPLIT),
+        ("qwen3", 4, 1, 1, SPLIT),
+        ("moss", 2, 2, 2, SPLIT),
+        ("qwen3", 2, 2, 3, SPLIT),
     ],
 )
-def test_clipped_training_through_deepspeed(ranks, toy, tp, dp, stage):
+def test_clipped_training_through_deepspeed(ranks, toy, tp, dp, stage, fields):
     """The norm that DeepSpeed clips by is that of the whole gradient, and three steps end at one process's weights."""
     [(norms, weights)] = ranks(1, steps, toy, 1, 1, 0.5)
     assert min(norms) > 1
-    results = ranks(tp * dp, steps, toy, tp, stage, 0.5, timeout=120)
+    results = ranks(tp * dp, steps, toy, tp, stage, 0.5, fields, timeout=120)
     for ours in results:
         if stage > 0:
             assert ours[0] == pytest.approx(norms, rel=1e-4)
     for name, weight in weights.items():
         assert_close(results[0][1][name], weight, atol=1e-5, rtol=1e-4)
-
-
-def dropped(use_flash, checkpointing):
-    """Which attention weights and which elements of the residual stream were dropped on this rank, and gradients."""
-    model, config = make("llama", 2, dropout=0.5, use_flash=use_flash, checkpointing=checkpointing)
-    set_seed(config)
-    topology = active_topology()
-    model.train()
-    streams, drop = [], F.dropout
-
-    def watched(x, p, training):
-        result = drop(x, p, training)
-        if x.shape == (2, 8, 32):
-            streams.append((result == 0) & (x != 0))
-        return result
-
-    F.dropout = watched
-    weights = torch.ones(1, 2, 8, 8)
-    with apart(topology):
-        own = drop(weights, 0.5, True)
-    after = torch.rand(3)
-    loss = model(IDS, labels=LABELS, return_logits=False).loss
-    loss.backward()
-    norms = [p.grad for n, p in model.named_parameters() if cut_of(p) is None]
-    return own, after, torch.stack(streams[:5]), loss.detach(), norms
-
-
-@pytest.mark.parametrize("use_flash", [False, True])
-def test_dropout_differs_where_activations_are_split_and_only_there(ranks, use_flash):
-    first, second = ranks(2, dropped, use_flash, False)
-    assert not torch.equal(first[0], second[0])  # attention weights: other heads, other masks
-    assert torch.equal(first[1], second[1])  # and then both go on alike
-    assert first[2].any() and torch.equal(first[2], second[2])  # the residual stream
-    assert torch.equal(first[3], second[3])
-    assert all(torch.equal(a, b) for a, b in zip(first[4], second[4], strict=True))
-    again, _ = ranks(2, dropped, use_flash, True)  # recomputed layers drop what they dropped
-    assert torch.equal(again[3], first[3])
-    assert all(torch.equal(a, b) for a, b in zip(first[4], again[4], strict=True))
 
 
 def wrong_size():

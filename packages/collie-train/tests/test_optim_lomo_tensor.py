@@ -4,21 +4,23 @@ import pytest
 import torch
 from torch import nn
 from toy_training import LR, make_config, make_model, rows, snapshot
+from transformers import LlamaConfig, Qwen3Config
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
 from collie.optim import Lomo, rewind_random_numbers
 from collie.parallel import full_parameters, setup_distribution, shard_of
-from collie.testing import run_ranks, toy_llama_config
+from collie.testing import run_ranks, toy_config
 
 IDS = torch.randint(3, 97, (4, 9), generator=torch.Generator().manual_seed(5))
 CLIP = 0.5
 STEPS = 3
 
 
-def model_of(tp=1, stage=0, dropout=0.0, **fields):
-    config = make_config(stage, tp_size=tp, dropout=dropout)
-    config.model_config = toy_llama_config(initializer_range=0.4, **fields)
+def model_of(tp=1, stage=0, dropout=0.0, split=False, kind=LlamaConfig, **fields):
+    """`split` along the sequence, with recomputed layers."""
+    config = make_config(stage, tp_size=tp, dropout=dropout, sequence_parallel=split, checkpointing=split)
+    config.model_config = toy_config(kind, initializer_range=0.4, **fields)
     topology = setup_distribution(config)
     return make_model(config), topology
 
@@ -27,9 +29,9 @@ def loss_of(model, ids):
     return model(ids, labels=ids, return_logits=False, num_items_in_batch=32).loss
 
 
-def clipped_sgd(tied):
+def clipped_sgd(tied, kind=LlamaConfig):
     """torch's own clipping and SGD, in one process."""
-    model, _ = model_of(tie_word_embeddings=tied)
+    model, _ = model_of(kind=kind, tie_word_embeddings=tied)
     model.train()
     optimizer, norms = torch.optim.SGD(model.parameters(), lr=LR), []
     for _ in range(STEPS):
@@ -40,8 +42,8 @@ def clipped_sgd(tied):
     return norms, {name: p.detach() for name, p in model.named_parameters()}
 
 
-def clipped_lomo(tp, stage, tied, accumulate):
-    model, topology = model_of(tp, stage, tie_word_embeddings=tied)
+def clipped_lomo(tp, stage, tied, accumulate, split=False, kind=LlamaConfig):
+    model, topology = model_of(tp, stage, split=split, kind=kind, tie_word_embeddings=tied)
     model.train()
     optimizer, norms = Lomo(model, lr=LR, clip_grad_norm=CLIP), []
     mine = IDS.chunk(topology.dp_size)[topology.dp_rank]
@@ -73,9 +75,20 @@ def clipped_lomo(tp, stage, tied, accumulate):
 )
 def test_clipping_under_tensor_parallelism_equals_torchs(ranks, tp, stage, tied, accumulate):
     """Split parameters are summed over tp, shared and replicated ones counted once, in every ZeRO stage."""
-    [(expected_norms, expected)] = run_ranks(1, clipped_sgd, tied)
+    ends_at_the_same(run_ranks(1, clipped_sgd, tied), run_ranks(ranks, clipped_lomo, tp, stage, tied, accumulate))
+
+
+@pytest.mark.parametrize(("ranks", "tp", "stage", "accumulate"), [(2, 2, 0, True), (4, 4, 0, False), (4, 2, 3, False)])
+def test_gradients_in_parts_are_summed_before_they_are_applied(ranks, tp, stage, accumulate):
+    """Qwen3 along 9 positions: a rank sees a part of what its norms act on, and of some norms a part of the heads."""
+    results = run_ranks(ranks, clipped_lomo, tp, stage, True, accumulate, True, Qwen3Config)
+    ends_at_the_same(run_ranks(1, clipped_sgd, True, Qwen3Config), results)
+
+
+def ends_at_the_same(alone, results):
+    """Norms of the gradients and weights after the last step."""
+    [(expected_norms, expected)] = alone
     assert min(expected_norms) > 1
-    results = run_ranks(ranks, clipped_lomo, tp, stage, tied, accumulate)
     for norms, _ in results:
         assert norms == results[0][0]  # to the bit, or replicas would drift apart
         assert norms == pytest.approx(expected_norms, rel=1e-5)

@@ -101,6 +101,10 @@ class CollieConfig:
     """Quantization: a transformers.BitsAndBytesConfig or a dict of one. The default means none."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches beside each rank; 0 prepares them in the rank itself."""
+    sequence_parallel: bool = False
+    """Whether tensor-parallel ranks also split what lies between a model's blocks, along the sequence. As much is
+    exchanged; what norms and dropout keep for the backward pass is a part on each rank, and so is all that is kept
+    between layers with `checkpointing`. Forwards that make or use a cache run without it, and without gradients."""
     source: str | None = None
     """Folder or name that model_config was read from; a model's other files (tokenizer, …) are copied from there."""
 

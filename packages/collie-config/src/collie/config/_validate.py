@@ -43,7 +43,7 @@ _SAME = {  # DeepSpeed's names of our fields: they may be given there too, but n
     "train_micro_batch_size_per_gpu": "train_micro_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-_SWITCHES = ("checkpointing", "use_flash", "low_cpu_mem_usage")
+_SWITCHES = ("sequence_parallel", "checkpointing", "use_flash", "low_cpu_mem_usage")
 _SCHEDULES = ("1f1b", "interleaved")
 _OBJECTS = ("model_config", "peft_config", "quantization_config")
 
@@ -64,6 +64,11 @@ def check_values(config: CollieConfig) -> None:
     for name in _SWITCHES:
         if not isinstance(getattr(config, name), bool):
             raise ConfigError(f"{name}={getattr(config, name)!r} is not a bool. Set it to True or False.")
+    if config.sequence_parallel and config.tp_size == 1:
+        raise ConfigError(
+            "sequence_parallel=True splits sequences over tensor-parallel ranks, and tp_size=1 has no second one. "
+            "Set tp_size to 2 or more, or sequence_parallel to False."
+        )
     dropout = config.dropout
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
         raise ConfigError(f"dropout={dropout!r} is not a probability. Set it to at least 0.0 and below 1.0.")

@@ -84,17 +84,18 @@ def relayed(
     stages = model.stages
     assert stages is not None and given is not None
     rows, length = given.shape[:2]
-    shape = model.stage_shape(rows, length)
+    shape = model.stage_shape(rows, length, cache)
     relay = Relay(stages, active_topology())
     arranged = model.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
     output = CausalLMOutput()
     for stage in stages.own:
-        x_BSE = model.enter(input_ids, inputs_embeds) if stage == 0 else relay.receive(stage, shape, model.dtype)
-        x_BSE = model.run_layers(x_BSE, *arranged, cache, stages.layers[stage])
-        if stage == stages.count - 1:
-            output = model.finish(x_BSE, **wanted)
-        else:
-            relay.send(stage, x_BSE)
+        with model.flow(length, cache):
+            x_BSE = model.enter(input_ids, inputs_embeds) if stage == 0 else relay.receive(stage, shape, model.dtype)
+            x_BSE = model.run_layers(x_BSE, *arranged, cache, stages.layers[stage])
+            if stage == stages.count - 1:
+                output = model.finish(x_BSE, **wanted)
+            else:
+                relay.send(stage, x_BSE)
     labels, return_logits, keep = wanted["labels"], wanted["return_logits"], wanted["logits_to_keep"]
     if labels is not None:
         output.loss = relay.share(output.loss, (), torch.float32)

@@ -14,7 +14,7 @@ from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
 from collie.models._stages import keep_stages
 from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import Fill, Plan, Topology, mark_copy
+from collie.parallel import Fill, Plan, Stream, Topology, mark_copy
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -70,7 +70,8 @@ def split(model: "CollieModelForCausalLM", topology: Topology) -> None:
     tied = model.head.weight is model.embed.weight
     keep_stages(model, topology)
     if plan is not None:
-        plan.apply(model, topology)
+        model.stream = Stream(topology, sequence=model.collie_config.sequence_parallel)
+        plan.apply(model, topology, model.stream)
     if tied and model.embed is None and model.head is not None:
         mark_copy(model.head.weight, "embed.weight")
 

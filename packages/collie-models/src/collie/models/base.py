@@ -1,6 +1,7 @@
 """What all families share: one forward over their parts, generation, loading and saving."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,16 @@ from collie.models._stages import StageCache, relayed
 from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
-from collie.parallel import Plan, Stages, active_topology, full_parameters, materialise, refill, setup_distribution
+from collie.parallel import (
+    Plan,
+    Stages,
+    Stream,
+    active_topology,
+    full_parameters,
+    materialise,
+    refill,
+    setup_distribution,
+)
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
@@ -61,6 +71,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         config.model_config = self.adopt(config.model_config)
         self.collie_config = config
         self.config = config.model_config
+        self.stream = Stream()  # what lies between the parts; `split` shares it among ranks
         self.source: Path | None = None  # the folder that save_pretrained copies other files from
         self.generation_config = GenerationConfig.from_model_config(self.config)
 
@@ -249,16 +260,22 @@ class CollieModelForCausalLM(nn.Module, Generates):
             output = relayed(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **wanted)
         else:
             rope, mask = self.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
-            x_BSE = self.run_layers(self.enter(input_ids, inputs_embeds), rope, mask, cache)
-            output = self.finish(x_BSE, **wanted)
+            with self.flow(_length(input_ids, inputs_embeds), cache):
+                x_BSE = self.run_layers(self.enter(input_ids, inputs_embeds), rope, mask, cache)
+                output = self.finish(x_BSE, **wanted)
         output.past_key_values = cache
         return output
 
-    # The parts of a forward, which a pipeline's stages run apart.
+    # The parts of a forward, which a pipeline's stages run apart, inside `flow`.
+
+    def flow(self, length: int, cache: Cache | None = None) -> AbstractContextManager[None]:
+        """Return the context of a forward over `length` new tokens: see `collie.parallel.Stream`."""
+        dropout = self.collie_config.dropout if self.training else 0.0
+        return self.stream.flow(length, split=cache is None, dropout=dropout)
 
     def enter(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
         """Return [B, S, E]: what the first layer gets."""
-        x_BSE = self.embed(input_ids) if inputs_embeds is None else inputs_embeds
+        x_BSE = self.embed(input_ids) if inputs_embeds is None else self.stream.part(inputs_embeds)
         return F.dropout(x_BSE, self.collie_config.dropout, self.training)
 
     def arranged(
@@ -289,7 +306,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         A family whose positions or visibility follow from the tokens overrides this. `past`: number of tokens in
         `cache`.
         """
-        new, device = x_BSE.shape[1], x_BSE.device
+        new, device = self.stream.length(x_BSE), x_BSE.device
         mask = Mask.build(attention_mask, new, past, device)
         if position_ids is None:
             return self.rope.span(past, past + new, device), mask
@@ -303,7 +320,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
         for layer in self.layers.values() if names is None else (self.layers[name] for name in names):
             if again:
-                x_BSE = checkpoint(layer, x_BSE, rope, mask, None, use_reentrant=False)
+                x_BSE = checkpoint(self.stream.bound(layer), x_BSE, rope, mask, None, use_reentrant=False)
             else:
                 x_BSE = layer(x_BSE, rope, mask, cache)
         return x_BSE
@@ -315,9 +332,13 @@ class CollieModelForCausalLM(nn.Module, Generates):
         return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int = 0,
+        length: int | None = None,
     ) -> CausalLMOutput:
-        """Return loss and logits of what the last layer gave, in one call of the head: under ZeRO-3 each gathers it."""
-        hidden_BSE = self.norm(x_BSE)
+        """Return loss and logits of what the last layer gave, in one call of the head: under ZeRO-3 each gathers it.
+
+        `length`: how many positions count, all unless given.
+        """
+        hidden_BSE = self.stream.whole(self.norm(x_BSE))[:, :length]
         if labels is None:
             return CausalLMOutput(logits=self.head(hidden_BSE[:, -logits_to_keep:]))  # -0 keeps all
         labels = labels.to(hidden_BSE.device)
@@ -327,9 +348,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         kept_BSV = logits_BSV[:, -logits_to_keep:] if logits_BSV is not None else None
         return CausalLMOutput(loss=total / count, logits=kept_BSV)
 
-    def stage_shape(self, rows: int, length: int) -> tuple[int, int, int]:
+    def stage_shape(self, rows: int, length: int, cache: Cache | None = None) -> tuple[int, int, int]:
         """Return the shape of what one pipeline stage hands to the next, for input_ids of [rows, length]."""
-        return rows, length, self.config.hidden_size
+        return rows, self.stream.positions(length, split=cache is None), self.config.hidden_size
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         if given is None:
@@ -377,6 +398,12 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Let the head share the embedding's Parameter, where the config says so. Families call it once, on `meta`."""
         if getattr(self.config, "tie_word_embeddings", False):
             self.head.weight = self.embed.weight
+
+
+def _length(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
+    given = input_ids if input_ids is not None else inputs_embeds
+    assert given is not None
+    return given.shape[1]
 
 
 def _check_arguments(

@@ -8,11 +8,12 @@ from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
 from collie.parallel._materialise import Fill, full_parameters, materialise, refill
 from collie.parallel._pipeline import Pipeline
-from collie.parallel._plan import Column, Entry, Plan, Row, VocabColumn, VocabRow
+from collie.parallel._plan import Column, Entry, Plan, Row, Summed, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
 from collie.parallel._relay import Relay
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
 from collie.parallel._stages import Stages, deal
+from collie.parallel._stream import Stream
 from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_ends
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead
@@ -34,6 +35,8 @@ __all__ = [
     "RowLinear",
     "Shard",
     "Stages",
+    "Stream",
+    "Summed",
     "Topology",
     "VocabColumn",
     "VocabEmbedding",

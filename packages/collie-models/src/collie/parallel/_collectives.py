@@ -23,12 +23,12 @@ def total(x: Tensor, group: Group) -> Tensor:
 
 def sum_forward(x: Tensor, group: Group) -> Tensor:
     """Return the sum of `x` over `group`; its gradient is every rank's: the end of a row-parallel product."""
-    return _call(_SumForward, x, group) if group is not None else x
+    return apply(_SumForward, x, group) if group is not None else x
 
 
 def sum_backward(x: Tensor, group: Group) -> Tensor:
     """Return `x`, and sum its gradient over `group`: the beginning of a column-parallel product."""
-    return _call(_SumBackward, x, group) if group is not None and torch.is_grad_enabled() else x
+    return apply(_SumBackward, x, group) if group is not None and torch.is_grad_enabled() else x
 
 
 def gather_last(x: Tensor, group: Group) -> Tensor:
@@ -36,7 +36,7 @@ def gather_last(x: Tensor, group: Group) -> Tensor:
 
     All ranks must use the result alike: each then has the whole gradient, and takes its own part of it.
     """
-    return _call(_GatherLast, x, group) if group is not None else x
+    return apply(_GatherLast, x, group) if group is not None else x
 
 
 def linear_of_copies(x: Tensor, weight: Tensor, bias: Tensor | None, group: Group) -> Tensor:
@@ -44,10 +44,11 @@ def linear_of_copies(x: Tensor, weight: Tensor, bias: Tensor | None, group: Grou
 
     The gradients of W and b are summed over `group`, so that the copies stay equal; that of x is this rank's alone.
     """
-    return _call(_LinearOfCopies, x, weight, bias, group)
+    return apply(_LinearOfCopies, x, weight, bias, group)
 
 
-def _call(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Call an autograd function that returns one tensor."""
     result: Tensor = function.apply(*arguments)
     return result
 

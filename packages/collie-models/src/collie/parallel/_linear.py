@@ -4,20 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collie.parallel._collectives import Group, linear_of_copies, sum_backward, sum_forward
+from collie.parallel._collectives import linear_of_copies
 from collie.parallel._cut import Cut, Ranges, even, mark
+from collie.parallel._stream import Stream
 from collie.parallel._topology import Topology
 
 
 class ColumnLinear(nn.Linear):
-    """Every rank has the whole input, and computes the outputs whose rows of the weight it holds.
+    """Every rank computes from all of the input the outputs whose rows of the weight it holds.
 
     Args:
         name: of the linear map in the whole model.
         whole: that map, on `meta`.
         held: for each rank the rows that it holds.
         copies: how many neighbouring ranks hold the same rows.
-        entered: the input's gradient is summed over the ranks elsewhere, once for all that is computed from it.
+        stream: where the input comes from; None where something before has entered it, once for several maps.
         topology: this rank's place.
     """
 
@@ -28,7 +29,7 @@ class ColumnLinear(nn.Linear):
         held: tuple[Ranges, ...],
         *,
         copies: int = 1,
-        entered: bool = False,
+        stream: Stream | None,
         topology: Topology,
     ) -> None:
         rows = sum(stop - start for start, stop in held[0])
@@ -37,11 +38,11 @@ class ColumnLinear(nn.Linear):
             cut = Cut(f"{name}.{attribute}", parameter.shape, 0, held, rows, copies)
             mark(self.get_parameter(attribute), cut, topology)
         self.copies = copies
-        self.entrance = None if entered else topology.tp_group
+        self.stream = stream
         self.copies_group = topology.tp_subgroup(copies)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = sum_backward(x, self.entrance)
+        x = self.stream.enter(x) if self.stream is not None else x
         if self.copies > 1:
             return linear_of_copies(x, self.weight, self.bias, self.copies_group)
         return F.linear(x, self.weight, self.bias)
@@ -71,16 +72,17 @@ class RowLinear(nn.Linear):
     Args:
         name: of the linear map in the whole model.
         whole: that map, on `meta`; the ranks divide its inputs.
+        stream: where the output goes.
         topology: this rank's place.
     """
 
-    def __init__(self, name: str, whole: nn.Linear, topology: Topology) -> None:
+    def __init__(self, name: str, whole: nn.Linear, stream: Stream, topology: Topology) -> None:
         columns = whole.in_features // topology.tp_size
         super().__init__(columns, whole.out_features, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
         held = even(whole.in_features, topology.tp_size)
         mark(self.get_parameter("weight"), Cut(f"{name}.weight", whole.weight.shape, 1, held, columns), topology)
-        self.group: Group = topology.tp_group
+        self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
-        summed = sum_forward(F.linear(x, self.weight), self.group)
+        summed = self.stream.leave(F.linear(x, self.weight))
         return summed if self.bias is None else summed + self.bias

@@ -15,6 +15,7 @@ from collie.config import CollieConfig
 from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
+from collie.parallel._partial import is_partial, sum_gradient
 from collie.parallel._shard import as_zero3, is_partitioned, shard_of
 from collie.parallel._tied import mark_copy, mark_counted, original_of
 from collie.parallel._topology import Topology
@@ -102,6 +103,8 @@ def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Mod
 def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn.Parameter:
     storage = torch.empty(parameter.shape, dtype=dtype, device=topology.device)
     made = nn.Parameter(storage, requires_grad=parameter.requires_grad)
+    if is_partial(parameter):
+        sum_gradient(made, topology)
     cut, original = cut_of(parameter), original_of(parameter)
     if cut is not None:
         mark(made, cut, topology)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from collie.interfaces import ParallelSizeError
 from collie.module import LMHead
-from collie.parallel._collectives import Group, sum_backward
 from collie.parallel._cut import cut_of
 from collie.parallel._layout import ROWS, Heads, Indivisible, Layout
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
+from collie.parallel._partial import mark_partial
 from collie.parallel._random import apart
+from collie.parallel._stream import Stream
 from collie.parallel._topology import Topology
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead
 
@@ -40,7 +41,7 @@ class Site:
     name: str
     module: nn.Module
     parent: nn.Module
-    entered: bool  # whether the parent sums the gradient of its input
+    entered: bool  # whether the parent has entered its input from the stream
 
     @property
     def heads(self) -> Heads:
@@ -55,7 +56,7 @@ class Split(Protocol):
     def check(self, site: Site, ranks: int) -> None:
         """Raise Indivisible where so many ranks cannot divide the module."""
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
         """Return what takes the module's place: this rank's part of it."""
 
 
@@ -68,10 +69,10 @@ class Column:
     def check(self, site: Site, ranks: int) -> None:
         self.layout.held(site.name, _linear(site).out_features, self._heads(site), ranks)
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
         whole = _linear(site)
         held = self.layout.held(site.name, whole.out_features, self._heads(site), topology.tp_size)
-        make = partial(ColumnLinear, site.name, whole, entered=site.entered, topology=topology)
+        make = partial(ColumnLinear, site.name, whole, stream=None if site.entered else stream, topology=topology)
         if not any(held.shared):
             return make(held.own)
         shared = make(held.shared, copies=held.copies)
@@ -90,8 +91,8 @@ class Row:
         if columns % ranks:
             raise Indivisible(f"does not divide the {columns} inputs of {site.name}")
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
-        return RowLinear(site.name, _linear(site), topology)
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
+        return RowLinear(site.name, _linear(site), stream, topology)
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class VocabRow:
     def check(self, site: Site, ranks: int) -> None:
         pass
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
-        return VocabEmbedding(site.name, cast(nn.Embedding, site.module), topology)
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
+        return VocabEmbedding(site.name, cast(nn.Embedding, site.module), stream, topology)
 
 
 @dataclass(frozen=True)
@@ -112,31 +113,44 @@ class VocabColumn:
     def check(self, site: Site, ranks: int) -> None:
         pass
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
         return VocabHead(site.name, cast(LMHead, site.module), topology)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A block whose first argument goes into several Columns and nothing else: its gradient is summed once, here.
+    """A block whose first argument goes into several Columns and nothing else: it is entered from the stream once.
 
-    Without it each of them sums its own share, which is as right and exchanges more.
+    Without it each of them enters it, which is as right and exchanges more.
     """
 
     def check(self, site: Site, ranks: int) -> None:
         pass
 
-    def apply(self, site: Site, topology: Topology) -> nn.Module:
-        site.module.register_forward_pre_hook(_Enter(topology.tp_group))
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
+        site.module.register_forward_pre_hook(_Enter(stream))
         return site.module
 
 
 class _Enter:
-    def __init__(self, group: Group) -> None:
-        self._group = group
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (sum_backward(cast(Tensor, args[0]), self._group), *args[1:])
+        return (self._stream.enter(cast(Tensor, args[0])), *args[1:])
+
+
+@dataclass(frozen=True)
+class Summed:
+    """A module that every rank holds whole and applies to its own heads alone: gradients are summed over the ranks."""
+
+    def check(self, site: Site, ranks: int) -> None:
+        pass
+
+    def apply(self, site: Site, stream: Stream, topology: Topology) -> nn.Module:
+        for parameter in site.module.parameters():
+            mark_partial(parameter)
+        return site.module
 
 
 @dataclass(frozen=True)
@@ -164,12 +178,14 @@ class Plan:
             choice = f"{', '.join(others)} or {last}" if others else last
             raise ParallelSizeError(f"tp_size={ranks} {reason} ({family}). Use tp_size {choice}.")
 
-    def apply(self, model: nn.Module, topology: Topology) -> None:
+    def apply(self, model: nn.Module, topology: Topology, stream: Stream | None = None) -> None:
         """Leave of a model on `meta` the part of this rank, in place. Collective where keys and values are shared.
 
-        What the table names and a pipeline stage does not have is another stage's. Parameters that modules share
-        stay shared.
+        What the table names and a pipeline stage does not have is another stage's. Parameters that modules share stay
+        shared. `stream` is what the parts take their inputs from and return their
+        outputs to; where forwards may split it, all that the ranks hold whole acts on parts of a sequence.
         """
+        stream = stream if stream is not None else Stream(topology)
         replaced: dict[int, nn.Parameter] = {}  # by the id of the whole one, which `before` keeps alive
         before: list[nn.Module] = []
         divided: dict[int, DividesHeads] = {}
@@ -177,13 +193,17 @@ class Plan:
             before.append(site.module)
             if _by_heads(entry):
                 divided[id(site.parent)] = cast(DividesHeads, site.heads)
-            part = entry.apply(site, topology)
+            part = entry.apply(site, stream, topology)
             if part is not site.module:
                 setattr(site.parent, site.name.rpartition(".")[2], part)
                 _share(site.module, part, replaced)
         for block in divided.values():
             kept = max(1, block.kv_heads // topology.tp_size)
             block.keep_heads(block.heads // topology.tp_size, kept, partial(apart, topology))
+        if stream.sequence:
+            for parameter in model.parameters():
+                if cut_of(parameter) is None:
+                    mark_partial(parameter)
 
     def _sites(self, model: nn.Module, complete: bool = True) -> Iterator[tuple[Site, Split]]:
         modules = dict(model.named_modules())

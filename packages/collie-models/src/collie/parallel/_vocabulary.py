@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from collie.module import LMHead
-from collie.parallel._collectives import Group, gather_last, sum_backward, sum_forward
+from collie.parallel._collectives import Group, gather_last, sum_backward
 from collie.parallel._cut import Cut, even, mark
+from collie.parallel._stream import Stream
 from collie.parallel._topology import Topology
 
 # B batch, S sequence, E hidden, V vocabulary, C rows of a chunk, L entries of the vocabulary on this rank
@@ -59,16 +60,16 @@ class VocabularyPart:
 class VocabEmbedding(nn.Embedding):
     """A token's vector comes from the rank that holds it; the others add zero."""
 
-    def __init__(self, name: str, whole: nn.Embedding, topology: Topology) -> None:
+    def __init__(self, name: str, whole: nn.Embedding, stream: Stream, topology: Topology) -> None:
         entries = -(-whole.num_embeddings // topology.tp_size)
         super().__init__(entries, whole.embedding_dim, device="meta", dtype=whole.weight.dtype)
         self.part = _cut_vocabulary(self, "weight", name, whole.weight, topology)
-        self.group = topology.tp_group
+        self.stream = stream
 
     def forward(self, ids_BS: Tensor) -> Tensor:
         index_BS, elsewhere_BS = self.part.local(ids_BS)
         own_BSE = F.embedding(index_BS, self.weight).masked_fill(elsewhere_BS.unsqueeze(-1), 0)
-        return sum_forward(own_BSE, self.group)
+        return self.stream.leave(own_BSE)
 
 
 class VocabHead(LMHead):

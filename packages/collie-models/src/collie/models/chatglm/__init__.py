@@ -3,5 +3,6 @@
 from collie.models.chatglm.configuration import ChatGLMConfig
 from collie.models.chatglm.model import ChatGLMForCausalLM, ChatGLMLayer
 from collie.models.chatglm.names import NAMES
+from collie.models.chatglm.plan import PLAN
 
-__all__ = ["NAMES", "ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMLayer"]
+__all__ = ["NAMES", "PLAN", "ChatGLMConfig", "ChatGLMForCausalLM", "ChatGLMLayer"]

@@ -14,6 +14,7 @@ from collie.models.base import CollieModelForCausalLM
 from collie.models.chatglm.configuration import ChatGLMConfig
 from collie.models.chatglm.context import Context, Contexts
 from collie.models.chatglm.names import NAMES
+from collie.models.chatglm.plan import PLAN
 from collie.module import MLP, Attention, LMHead, Mask, Rope, Rotation
 
 # B batch, S sequence, E hidden, P pairs of a head's dimensions that turn together
@@ -77,6 +78,7 @@ class ChatGLMForCausalLM(CollieModelForCausalLM):
     model_types = ("chatglm",)
     marks = ("position_encoding_2d",)  # "chatglm" is also the type of ChatGLM2, which has one position channel
     names = NAMES
+    plan = PLAN
     architecture = "ChatGLMModel"
     config_class = ChatGLMConfig
 

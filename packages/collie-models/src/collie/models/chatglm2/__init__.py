@@ -3,5 +3,6 @@
 from collie.models.chatglm2.configuration import ChatGLM2Config
 from collie.models.chatglm2.model import ChatGLM2ForCausalLM
 from collie.models.chatglm2.names import NAMES
+from collie.models.chatglm2.plan import PLAN
 
-__all__ = ["NAMES", "ChatGLM2Config", "ChatGLM2ForCausalLM"]
+__all__ = ["NAMES", "PLAN", "ChatGLM2Config", "ChatGLM2ForCausalLM"]

@@ -7,6 +7,7 @@ from collie.models._registry import register
 from collie.models._steps import require_values
 from collie.models.chatglm2.configuration import ChatGLM2Config
 from collie.models.chatglm2.names import NAMES
+from collie.models.chatglm2.plan import PLAN
 from collie.models.llama import LlamaForCausalLM
 from collie.module import Attention, GatedMLP, Rope
 
@@ -18,6 +19,7 @@ class ChatGLM2ForCausalLM(LlamaForCausalLM):
     model_types = ("chatglm",)
     marks = ("multi_query_attention",)  # "chatglm" is also the type of ChatGLM, which shares no keys and values
     names = NAMES
+    plan = PLAN
     architecture = "ChatGLMModel"
     config_class = ChatGLM2Config
 

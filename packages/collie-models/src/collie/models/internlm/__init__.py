@@ -2,5 +2,6 @@
 
 from collie.models.internlm.configuration import InternLMConfig
 from collie.models.internlm.model import InternLMForCausalLM
+from collie.models.internlm.plan import PLAN
 
-__all__ = ["InternLMConfig", "InternLMForCausalLM"]
+__all__ = ["PLAN", "InternLMConfig", "InternLMForCausalLM"]

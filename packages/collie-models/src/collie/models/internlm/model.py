@@ -5,6 +5,7 @@ from typing import Any
 from collie.config import CollieConfig
 from collie.models._registry import register
 from collie.models.internlm.configuration import InternLMConfig
+from collie.models.internlm.plan import PLAN
 from collie.models.llama import LlamaForCausalLM
 from collie.models.llama.model import head_dim
 from collie.module import Attention, Rope
@@ -15,6 +16,7 @@ class InternLMForCausalLM(LlamaForCausalLM):
     """InternLM 7B and 20B."""
 
     model_types = ("internlm",)
+    plan = PLAN
     architecture = "InternLMForCausalLM"
     config_class = InternLMConfig
 

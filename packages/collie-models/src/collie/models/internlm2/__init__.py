@@ -3,5 +3,6 @@
 from collie.models.internlm2.configuration import InternLM2Config
 from collie.models.internlm2.model import InternLM2ForCausalLM
 from collie.models.internlm2.names import NAMES
+from collie.models.internlm2.plan import PLAN
 
-__all__ = ["NAMES", "InternLM2Config", "InternLM2ForCausalLM"]
+__all__ = ["NAMES", "PLAN", "InternLM2Config", "InternLM2ForCausalLM"]

@@ -5,6 +5,7 @@ from typing import Any
 from collie.models._registry import register
 from collie.models.internlm2.configuration import InternLM2Config
 from collie.models.internlm2.names import NAMES
+from collie.models.internlm2.plan import PLAN
 from collie.models.llama import LlamaForCausalLM
 from collie.module import Attention
 
@@ -15,6 +16,7 @@ class InternLM2ForCausalLM(LlamaForCausalLM):
 
     model_types = ("internlm2",)
     names = NAMES
+    plan = PLAN
     architecture = "InternLM2ForCausalLM"
     config_class = InternLM2Config
 

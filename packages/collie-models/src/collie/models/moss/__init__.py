@@ -2,5 +2,6 @@
 
 from collie.models.moss.configuration import MossConfig
 from collie.models.moss.model import MossForCausalLM
+from collie.models.moss.plan import PLAN
 
-__all__ = ["MossConfig", "MossForCausalLM"]
+__all__ = ["PLAN", "MossConfig", "MossForCausalLM"]

@@ -4,6 +4,7 @@ from typing import Any
 
 from collie.models._registry import register
 from collie.models.llama import LlamaForCausalLM
+from collie.models.qwen2.plan import PLAN
 from collie.module import Attention
 
 
@@ -12,6 +13,7 @@ class Qwen2ForCausalLM(LlamaForCausalLM):
     """Qwen2; under LLaMA's checkpoint names."""
 
     model_types = ("qwen2",)
+    plan = PLAN
     architecture = "Qwen2ForCausalLM"
 
     def make_attention(self, index: int, **special: Any) -> Attention:

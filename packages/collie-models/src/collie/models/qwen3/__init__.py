@@ -2,5 +2,6 @@
 
 from collie.models.qwen3.model import Qwen3ForCausalLM
 from collie.models.qwen3.names import NAMES
+from collie.models.qwen3.plan import PLAN
 
-__all__ = ["NAMES", "Qwen3ForCausalLM"]
+__all__ = ["NAMES", "PLAN", "Qwen3ForCausalLM"]

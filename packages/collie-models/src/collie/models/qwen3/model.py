@@ -5,6 +5,7 @@ from typing import Any
 from collie.models._registry import register
 from collie.models.llama import LlamaForCausalLM
 from collie.models.qwen3.names import NAMES
+from collie.models.qwen3.plan import PLAN
 from collie.module import Attention
 
 
@@ -14,6 +15,7 @@ class Qwen3ForCausalLM(LlamaForCausalLM):
 
     model_types = ("qwen3",)
     names = NAMES
+    plan = PLAN
     architecture = "Qwen3ForCausalLM"
 
     def make_attention(self, index: int, **special: Any) -> Attention:

@@ -111,13 +111,14 @@ class PipelineStep:
         """Compute one stage for one micro-batch; on the last stage, its share of the loss."""
         model, stages = self._model, self._model.stages
         assert stages is not None
-        x_BSE = model.enter(inputs[number]["input_ids"]) if hidden is None else hidden
-        x_BSE = model.run_layers(x_BSE, *arranged[number], names=stages.layers[stage])
-        if stage < stages.count - 1:
-            return x_BSE
-        micro_batch = micro_batches[number]
-        rows, length = micro_batch.batch["input_ids"].shape
-        share = self.objective(_finisher(model, x_BSE[:rows], length), micro_batch, total)
+        ids, micro_batch = inputs[number]["input_ids"], micro_batches[number]
+        with model.flow(ids.shape[1]):
+            x_BSE = model.enter(ids) if hidden is None else hidden
+            x_BSE = model.run_layers(x_BSE, *arranged[number], names=stages.layers[stage])
+            if stage < stages.count - 1:
+                return x_BSE
+            rows, length = micro_batch.batch["input_ids"].shape
+            share = self.objective(_finisher(model, x_BSE[:rows], length), micro_batch, total)
         shares.add(share)
         return torch.as_tensor(share) * self._topology.dp_size  # gradients are averaged over dp; shares are summed
 
@@ -153,7 +154,7 @@ def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Call
         logits_to_keep: int = 0,
         **_: Any,
     ) -> Any:
-        return model.finish(x_BSE[:, :length], labels, return_logits, num_items_in_batch, logits_to_keep)
+        return model.finish(x_BSE, labels, return_logits, num_items_in_batch, logits_to_keep, length)
 
     return finish
 
