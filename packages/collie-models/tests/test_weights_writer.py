@@ -1,5 +1,6 @@
 """Saving: transformers loads it with equal logits, nothing of the source is lost, and nothing is half written."""
 
+import functools
 import json
 
 import pytest
@@ -13,7 +14,8 @@ from collie.config import CollieConfig
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import Description, byte_size, write_folder
-from collie.models.weights import _writer as writer
+from collie.models.weights import _shards as writer
+from collie.parallel import Topology
 from collie.testing import golden, toy_llama_config, toy_moss_config
 
 IDS = torch.arange(2, 14).view(2, 6)
@@ -104,7 +106,8 @@ def test_one_shard_at_a_time_is_held(tmp_path, monkeypatch):
             seen.append(name)
             yield name, parameter.detach()
 
-    write_folder(tmp_path / "out", stream(), model.names, model.config, Description({}, None), 16_000)
+    describe = functools.partial(Description, {}, None)
+    write_folder(tmp_path / "out", stream(), model.names, model.config, describe, 16_000, Topology())
     assert len(written) > 5 and written[0] < 6 and written[-1] == len(seen)
 
 

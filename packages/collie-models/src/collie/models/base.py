@@ -4,14 +4,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, GenerationConfig, PretrainedConfig
 
 from collie.config import CollieConfig
-from collie.interfaces import CheckpointError, ConfigError
+from collie.interfaces import ConfigError
 from collie.models._describe import config_json
 from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
@@ -168,8 +167,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
 
         config.json is the source's with what was changed; tensors have the checkpoint's names and row order; the
-        source's other files are copied. Rank 0 writes, and holds one shard at a time. See
-        `collie.models.weights.write_folder` for what happens to an existing folder.
+        source's other files are copied. The first rank of each pipeline stage writes, and holds one shard at a time.
+        See `collie.models.weights.write_folder` for what happens to an existing folder.
 
         Raises:
             CheckpointError: the file system refused; on every rank.
@@ -177,23 +176,12 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """
         limit = byte_size(max_shard_size)
         topology = active_topology()
+
+        def describe() -> Description:
+            return Description(config_json(self.config, self.source, self.dtype, self.architecture), self.source)
+
         parameters = full_parameters(self, topology)
-        failure: Exception | None = None
-        if topology.rank == 0:
-            try:
-                content = config_json(self.config, self.source, self.dtype, self.architecture)
-                write_folder(Path(path), parameters, self.names, self.config, Description(content, self.source), limit)
-            except Exception as error:  # whatever it is, the other ranks must hear of it
-                failure = error
-        for _ in parameters:  # gathering them is collective
-            pass
-        outcome = [str(failure) if failure is not None else None]
-        if topology.world_size > 1:
-            dist.broadcast_object_list(outcome, src=0, device=topology.device)
-        if failure is not None:
-            raise failure
-        if outcome[0] is not None:
-            raise CheckpointError(outcome[0])
+        write_folder(Path(path), parameters, self.names, self.config, describe, limit, topology)
 
     # --- running it ---------------------------------------------------------------------------------------------
 

@@ -6,10 +6,11 @@ from collie.parallel._engine import Engine, engine_for, release_parameters
 from collie.parallel._environment import Env, env, set_seed
 from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
-from collie.parallel._materialise import Fill, full_parameters, materialise, refill
+from collie.parallel._materialise import Fill, full_parameters, leads_stage, materialise, refill
 from collie.parallel._plan import Column, Entry, Plan, Row, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
+from collie.parallel._together import together
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead
 
@@ -42,6 +43,7 @@ __all__ = [
     "full_parameters",
     "fused",
     "is_partitioned",
+    "leads_stage",
     "materialise",
     "refill",
     "release_parameters",
@@ -49,4 +51,5 @@ __all__ = [
     "setup_distribution",
     "shard_of",
     "squared_norm",
+    "together",
 ]

@@ -67,14 +67,17 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
 
 
 def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor | None]]:
-    """Yield (name, whole tensor on the CPU) on rank 0 and (name, None) elsewhere, one parameter at a time.
+    """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
 
-    Names and shapes are those of the model before it was split. Collective: every rank must walk it to the end. Rank 0
-    never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares
-    its memory.
+    Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, without
+    the copy of a tied one, which the first stage has. Collective: every rank must walk it to the end. A leader never
+    holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares its
+    memory.
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if getattr(parameter, "tied_copy", False):
+            continue
         cut = cut_of(parameter)
         wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
     for name, parameters in wholes.items():
@@ -82,7 +85,12 @@ def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str,
             yield name, _assemble(parameters, topology)
             continue
         whole = _held(parameters[0], topology)
-        yield name, whole.detach().cpu() if topology.rank == 0 and whole is not None else None
+        yield name, whole.detach().cpu() if leads_stage(topology) and whole is not None else None
+
+
+def leads_stage(topology: Topology) -> bool:
+    """Whether this rank is the one of its pipeline stage that whole tensors are gathered on; without stages rank 0."""
+    return topology.dp_rank == 0 and topology.tp_rank == 0
 
 
 def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
@@ -145,7 +153,7 @@ def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -
 
 
 def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | None:
-    """Return a whole parameter on the first rank, on the CPU, from the parts that the tp ranks hold; None elsewhere."""
+    """Return a whole parameter on its stage's leader, on the CPU, from the parts of the tp ranks; None elsewhere."""
     whole: Tensor | None = None
     for parameter in parameters:
         cut, part = cut_of(parameter), _held(parameter, topology)
@@ -155,7 +163,7 @@ def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | No
         parts = [torch.empty_like(part) for _ in range(topology.tp_size)] if topology.tp_rank == 0 else None
         if topology.tp_group is not None:
             dist.gather(part.contiguous(), parts, group=topology.tp_group, group_dst=0)
-        if parts is None or topology.rank != 0:
+        if parts is None or not leads_stage(topology):
             continue
         if whole is None:
             whole = torch.empty(cut.whole, dtype=part.dtype)
