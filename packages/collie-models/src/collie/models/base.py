@@ -16,6 +16,7 @@ from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
+from collie.models._resize import resize
 from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
@@ -182,6 +183,30 @@ class CollieModelForCausalLM(nn.Module, Generates):
 
         parameters = full_parameters(self, topology)
         write_folder(Path(path), parameters, self.names, self.config, describe, limit, topology)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give embedding and head another number of tokens, as transformers' method does, in any layout. Collective.
+
+        Rows are added or removed at the end; the others keep their values, and a tied head stays tied. The config's
+        vocab_size follows. New values depend on the config's seed and the sizes alone, so every layout has the same.
+
+        Args:
+            new_num_tokens: None keeps their number, and rounds it up where a multiple is asked for.
+            pad_to_multiple_of: the number is rounded up to a multiple of it.
+            mean_resizing: new rows lie close to the mean of the old ones, so that new tokens are unlikely at first;
+                otherwise they are drawn as `from_config` draws them, which by default is N(0, initializer_range²).
+
+        Returns:
+            the embedding; under pipeline parallelism None on ranks that do not have it.
+
+        Raises:
+            ValueError: a number is no positive integer.
+            RuntimeError: an optimizer or a training engine has the present parameters.
+        """
+        resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return self.embed
 
     # --- running it ---------------------------------------------------------------------------------------------
 

@@ -2,17 +2,18 @@
 
 from collie.parallel._cut import Cut, cut_of
 from collie.parallel._deepspeed_config import deepspeed_config
-from collie.parallel._engine import Engine, engine_for, release_parameters
+from collie.parallel._engine import Engine, close_engine, current_engine, engine_for, release_parameters
 from collie.parallel._environment import Env, env, set_seed
 from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
 from collie.parallel._materialise import Fill, full_parameters, leads_stage, materialise, refill
+from collie.parallel._once import once_per_node
 from collie.parallel._plan import Column, Entry, Plan, Row, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
-from collie.parallel._together import together
+from collie.parallel._together import share_over_stage, together
 from collie.parallel._topology import Topology, active_topology, setup_distribution
-from collie.parallel._vocabulary import VocabEmbedding, VocabHead
+from collie.parallel._vocabulary import VocabEmbedding, VocabHead, resize_vocabulary
 
 __all__ = [
     "Column",
@@ -35,6 +36,8 @@ __all__ = [
     "VocabRow",
     "active_topology",
     "apart",
+    "close_engine",
+    "current_engine",
     "cut_of",
     "deepspeed_config",
     "draw_alike",
@@ -45,11 +48,14 @@ __all__ = [
     "is_partitioned",
     "leads_stage",
     "materialise",
+    "once_per_node",
     "refill",
     "release_parameters",
+    "resize_vocabulary",
     "set_seed",
     "setup_distribution",
     "shard_of",
+    "share_over_stage",
     "squared_norm",
     "together",
 ]

@@ -41,10 +41,13 @@ def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtyp
 
     A rank asks `fill` for what it keeps and nothing else, one parameter at a time: its part of what a plan has split,
     and under ZeRO-3 its slice of that. Then the model ends with a forward-only engine, and can be called at once.
-    A parameter that two modules share (a tied head) is made once and stays shared.
+    A parameter that two modules share (a tied head) is made once and stays shared. Parameters that have storage
+    already, in a model of which only some are new, stay as they are.
     """
     partition = _partitioner(config, topology, dtype) if config.zero_stage == 3 else None
     for name, (parameter, owners) in _owners(model).items():
+        if not parameter.is_meta:
+            continue
         made = _make(parameter, dtype, topology)
         if partition is not None:
             partition(made)
@@ -66,17 +69,19 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
         engine.refresh_master_weights()
 
 
-def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor | None]]:
+def full_parameters(
+    model: nn.Module, topology: Topology, *, copies: bool = False
+) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
 
-    Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, without
-    the copy of a tied one, which the first stage has. Collective: every rank must walk it to the end. A leader never
-    holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares its
-    memory.
+    Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, with
+    `copies` also the copy of a tied one that the first stage has. Collective: every rank must walk it to the end. A
+    leader never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor
+    shares its memory.
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if getattr(parameter, "tied_copy", False):
+        if getattr(parameter, "tied_copy", False) and not copies:
             continue
         cut = cut_of(parameter)
         wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)

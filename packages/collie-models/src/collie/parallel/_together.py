@@ -1,14 +1,17 @@
-"""Work that some ranks do for all of them: every rank learns how it ended."""
+"""Work that some ranks do for all of them: every rank learns how it ended, or gets what came of it."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from collie.interfaces import CheckpointError
 from collie.parallel._topology import Topology
 
 Result = TypeVar("Result")
+_SENT = 2**24  # elements that a collective carries
 
 
 def together(topology: Topology, failing: str, work: Callable[[], Result]) -> list[Result]:
@@ -42,3 +45,29 @@ def _sentence(error: Exception, failing: str) -> str:
         return str(error)
     kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
     return f"{failing}: {kind}{error}."
+
+
+def share_over_stage(whole: Tensor | None, topology: Topology) -> Tensor:
+    """Return what the leader of this rank's stage has, on the CPU of each of the stage's ranks. Collective.
+
+    whole: on the CPU; None on all but the leader. It goes to the leaders of the other replicas, and from each to the
+    tensor-parallel ranks of its own.
+    """
+    for group, takes_part in ((topology.dp_group, topology.tp_rank == 0), (topology.tp_group, True)):
+        if group is not None and takes_part:
+            whole = _broadcast(whole, group, topology.device)
+    assert whole is not None, "the leader has it"
+    return whole
+
+
+def _broadcast(whole: Tensor | None, group: dist.ProcessGroup, device: torch.device) -> Tensor:
+    described = [None if whole is None else (whole.shape, whole.dtype)]
+    dist.broadcast_object_list(described, group=group, group_src=0, device=device)
+    assert described[0] is not None
+    shape, dtype = described[0]
+    result = torch.empty(shape, dtype=dtype) if whole is None else whole.contiguous()
+    for part in result.view(-1).split(_SENT):
+        sent = part.to(device)
+        dist.broadcast(sent, group=group, group_src=0)
+        part.copy_(sent)
+    return result

@@ -41,7 +41,7 @@ class Checkpoint:
     def fill(self, dtype: torch.dtype) -> Fill:
         """Return what `collie.parallel.materialise` asks: elements [start, stop) of one of our parameters, in `dtype`.
 
-        A call reads the rows (of the asked columns) that these elements lie in, and holds no more than one copy of them.
+        A call reads the rows (of the asked columns) that these elements lie in, and holds at most one copy of them.
         """
 
         def read(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
