@@ -1,10 +1,14 @@
 """Fixtures of the collie-models tests."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
 from collie.testing import run_ranks
+
+sys.path.insert(0, str(Path(__file__).parent))  # for what lies beside the tests
 
 # tokenizers that used their threads here print a warning in each forked rank, unless they are told that this is known
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

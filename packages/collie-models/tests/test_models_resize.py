@@ -106,17 +106,18 @@ def resized(toy, tp, stage, sizes, mean_resizing, folder=None):
 
 
 @pytest.mark.parametrize(
-    ("toy", "count", "tp", "stage"),
+    ("toy", "count", "tp", "stage", "sizes", "mean_resizing"),
     [
-        ("llama", 2, 1, 1),
-        ("llama", 2, 1, 2),
-        ("tied", 2, 1, 3),
-        ("moss", 2, 2, 0),
-        ("tied", 4, 4, 0),
-        ("moss", 4, 2, 3),
+        ("llama", 2, 1, 1, (103,), True),
+        ("llama", 2, 1, 2, (103,), False),
+        ("tied", 2, 1, 3, (103, 130), True),
+        ("tied", 2, 1, 3, (83,), True),
+        ("moss", 2, 2, 0, (103, 130), True),
+        ("moss", 2, 2, 0, (103,), False),
+        ("tied", 4, 4, 0, (83, 105), False),
+        ("moss", 4, 2, 3, (103, 83), True),
     ],
 )
-@pytest.mark.parametrize(("sizes", "mean_resizing"), [((103, 130), True), ((103,), False), ((83,), True)])
 def test_every_layout_gets_the_same_values(ranks, toy, count, tp, stage, sizes, mean_resizing):
     """Also where neither size is divided by the ranks, and where the last of four ranks holds padding alone."""
     [(expected, logits)] = ranks(1, resized, toy, 1, 0, sizes, mean_resizing)

@@ -25,6 +25,11 @@ from collie.parallel import Plan, active_topology, full_parameters, materialise,
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_NOT_OF_THE_HUB = {  # what transformers' from_pretrained takes, or took, besides
+    "subfolder": "Give the path of that folder.",
+    "proxies": "Set the environment variable HTTPS_PROXY.",
+    "use_auth_token": "It is called token.",
+}
 _LOSS = GPTLMLoss()
 
 
@@ -108,6 +113,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         older_name = kwargs.pop("torch_dtype", None)
         dtype = dtype if dtype is not None else older_name
         hub = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
+        for name, instead in _NOT_OF_THE_HUB.items():
+            if name in kwargs:
+                raise ConfigError(f"from_pretrained does not take {name}={kwargs[name]!r}. {instead}")
         folder = local_folder(path_or_name, **hub)
         if config is None:
             config = CollieConfig.from_pretrained(str(folder), **kwargs)

@@ -22,8 +22,8 @@ _calls: Counter[str] = Counter()
 def once_per_node(what: str, work: Callable[[], str]) -> str:
     """Return what `work` gives on the first rank of this node that comes here; the others wait, and do not do it.
 
-    It may be called before there are groups, and takes as long as the work does. A rank that nobody else waits for
-    works alone, so ranks that come here in different order, or not at all, do no harm.
+    It may be called before there are groups: the ranks are joined here, which all must come to. From then on a rank
+    that nobody else waits for works alone, so ranks that come here in another order, or not at all, do no harm.
 
     Args:
         what: names the work, alike on all ranks; calls with equal names are counted.

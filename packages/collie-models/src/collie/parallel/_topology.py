@@ -114,7 +114,7 @@ def setup_distribution(config: CollieConfig) -> Topology:
 
 
 def store_of_ranks() -> dist.Store | None:
-    """Return what the ranks of this run can leave each other notes in, before there are groups; None for a world of one.
+    """Return where the ranks of this run leave each other notes, also before there are groups; None for a world of one.
 
     Ranks that a launcher started are joined by it, if they were not. Nothing of the config is needed for that.
     """
