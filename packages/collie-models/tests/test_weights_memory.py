@@ -1,13 +1,9 @@
 """Host memory while a model is loaded: what the rank keeps and one slice of a tensor, whatever the file's dtype is.
 
-What counts is anonymous memory (RssAnon). The checkpoint itself is mapped: its pages count as resident, too (RssFile),
-but they are the kernel's cache of the file, which it takes back when memory is short.
+What counts is anonymous memory (RssAnon): see `PeakMemory`. The checkpoint itself is mapped.
 """
 
-import ctypes
 import sys
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,7 @@ from collie.models import CollieModelForCausalLM, find_family
 from collie.models._steps import build
 from collie.parallel import is_partitioned
 from collie.parallel._shard import as_zero3
-from collie.testing import toy_llama_config, toy_moss_config
+from collie.testing import PeakMemory, toy_llama_config, toy_moss_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and speaks to glibc")
 MiB = 2**20
@@ -29,31 +25,6 @@ LLAMA = toy_llama_config(
     hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8
 )
 MOSS = toy_moss_config(n_embd=WIDTH, n_inner=WIDTH, n_layer=8, n_head=16, rotary_dim=64)  # its largest is q, k and v
-
-
-class PeakMemory:
-    """The most anonymous memory that this process has while the context is open, above what it had before, in bytes."""
-
-    def __enter__(self):
-        self._ended = threading.Event()
-        self._before = self._most = self._now()
-        self._watcher = threading.Thread(target=self._watch)
-        self._watcher.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._ended.set()
-        self._watcher.join()
-        self.above = self._most - self._before
-
-    def _watch(self):
-        while not self._ended.wait(0.0005):
-            self._most = max(self._most, self._now())
-
-    @staticmethod
-    def _now():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 def write(folder, model_config, dtype=torch.float32):
@@ -87,20 +58,9 @@ def load(folder, dtype, tp, stage):
     return CollieModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
 
 
-def give_back_what_is_freed():
-    """Let glibc keep no freed block of 64 KiB or more, now and from now on.
-
-    By itself it keeps those below 32 MiB, which in a model of this size are all.
-    """
-    glibc, threshold_of_mmap = ctypes.CDLL(None), -3
-    glibc.mallopt(threshold_of_mmap, 64 * 1024)
-    glibc.malloc_trim(0)
-
-
 def measure(root, name, *layout):
     """Bytes: the peak, this rank's shard, and the largest part of a parameter in it."""
     load(root / "small", *layout)  # what is imported and made once is no part of it
-    give_back_what_is_freed()
     with PeakMemory() as peak:
         model = load(root / name, *layout)
     sizes = [held(parameter) for parameter in model.parameters()]
