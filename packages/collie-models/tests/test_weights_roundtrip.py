@@ -127,8 +127,8 @@ def test_the_dtype_is_that_of_the_argument_or_the_configs_in_every_layout(ranks,
         for got, _ in ranks(count, passed_on, golden("llama3"), folder, tp, stage, asked):
             assert got is dtype
         saved = tensors(folder)
-        assert saved.keys() == source.keys()
-        assert all(torch.equal(saved[name], tensor.to(dtype)) for name, tensor in source.items())
+        assert source.keys() - saved.keys() == {"lm_head.weight"}  # tied
+        assert all(torch.equal(tensor, source[name].to(dtype)) for name, tensor in saved.items())
         again = CollieModelForCausalLM.from_pretrained(folder)
         assert again.dtype is dtype  # which the folder's config.json says
         torch.distributed.destroy_process_group()
