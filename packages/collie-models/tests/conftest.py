@@ -8,7 +8,7 @@ import pytest
 
 from collie.testing import run_ranks
 
-sys.path.insert(0, str(Path(__file__).parent))  # tensor_ranks, which several files share
+sys.path.insert(0, str(Path(__file__).parent))  # what several files share
 
 # tokenizers that used their threads here print a warning in each forked rank, unless they are told that this is known
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

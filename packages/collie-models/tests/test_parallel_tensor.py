@@ -237,8 +237,8 @@ def read_amounts(stage):
     asked = {}
     rows = _reader._SafetensorsReader.rows
 
-    def counting(self, name, ranges, columns=None):
-        values = rows(self, name, ranges, columns)
+    def counting(self, name, ranges, columns=None, **dtype):
+        values = rows(self, name, ranges, columns, **dtype)
         asked[name] = asked.get(name, 0) + values.numel()
         return values
 

@@ -106,7 +106,7 @@ def test_a_slice_reads_the_rows_it_lies_in_and_no_others(monkeypatch):
     fill = read_from(folder, model, torch.bfloat16)
     asked = []
     rows = type(open_reader(folder)).rows
-    monkeypatch.setattr(type(open_reader(folder)), "rows", lambda self, *a: asked.append(a) or rows(self, *a))
+    monkeypatch.setattr(type(open_reader(folder)), "rows", lambda self, *a, **k: asked.append(a) or rows(self, *a, **k))
     part = fill("layers.0.attention.qkv.weight", torch.Size([192, 64]), 12 * 64 + 5, 20 * 64 + 7)
     assert asked == [("transformer.h.0.attn.qkv_proj.weight", [(12, 16), (48, 53)], None)]
     file = load_file(folder / "model.safetensors")["transformer.h.0.attn.qkv_proj.weight"]

@@ -27,7 +27,7 @@ def initialiser(config: CollieConfig, dtype: torch.dtype) -> Fill:
     def draw(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         whole = torch.zeros(shape, device="cpu")
         if len(shape) > 1:
-            fill_matrix(whole, _generator(config.seed, name))
+            fill_matrix(whole, generator_for(config.seed, name))
         elif not name.endswith(".bias"):
             whole.fill_(1.0)
         if columns is not None:
@@ -57,6 +57,7 @@ def _matrix_method(
     return method
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """Return the generator of one parameter's random numbers: the same wherever it is drawn."""
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

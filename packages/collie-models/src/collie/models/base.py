@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, GenerationConfig, PretrainedConfig
 
 from collie.config import CollieConfig
-from collie.interfaces import CheckpointError, ConfigError
+from collie.interfaces import ConfigError
 from collie.models._describe import config_json
 from collie.models._dtype import choose_dtype
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
+from collie.models._resize import resize
 from collie.models._stages import StageCache, relayed
 from collie.models._steps import build, read_from, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
@@ -37,6 +37,11 @@ from collie.parallel import (
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_NOT_OF_THE_HUB = {  # what transformers' from_pretrained takes, or took, besides
+    "subfolder": "Give the path of that folder.",
+    "proxies": "Set the environment variable HTTPS_PROXY.",
+    "use_auth_token": "It is called token.",
+}
 _LOSS = GPTLMLoss()
 
 
@@ -122,6 +127,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
         older_name = kwargs.pop("torch_dtype", None)
         dtype = dtype if dtype is not None else older_name
         hub = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
+        for name, instead in _NOT_OF_THE_HUB.items():
+            if name in kwargs:
+                raise ConfigError(f"from_pretrained does not take {name}={kwargs[name]!r}. {instead}")
         folder = local_folder(path_or_name, **hub)
         if config is None:
             config = CollieConfig.from_pretrained(str(folder), **kwargs)
@@ -182,8 +190,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
 
         config.json is the source's with what was changed; tensors have the checkpoint's names and row order; the
-        source's other files are copied. Rank 0 writes, and holds one shard at a time. See
-        `collie.models.weights.write_folder` for what happens to an existing folder.
+        source's other files are copied. The first rank of each pipeline stage writes, and holds one shard at a time.
+        See `collie.models.weights.write_folder` for what happens to an existing folder.
 
         Raises:
             CheckpointError: the file system refused; on every rank.
@@ -191,23 +199,36 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """
         limit = byte_size(max_shard_size)
         topology = active_topology()
+
+        def describe() -> Description:
+            return Description(config_json(self.config, self.source, self.dtype, self.architecture), self.source)
+
         parameters = full_parameters(self, topology)
-        failure: Exception | None = None
-        if topology.rank == 0:
-            try:
-                content = config_json(self.config, self.source, self.dtype, self.architecture)
-                write_folder(Path(path), parameters, self.names, self.config, Description(content, self.source), limit)
-            except Exception as error:  # whatever it is, the other ranks must hear of it
-                failure = error
-        for _ in parameters:  # gathering them is collective
-            pass
-        outcome = [str(failure) if failure is not None else None]
-        if topology.world_size > 1:
-            dist.broadcast_object_list(outcome, src=0, device=topology.device)
-        if failure is not None:
-            raise failure
-        if outcome[0] is not None:
-            raise CheckpointError(outcome[0])
+        write_folder(Path(path), parameters, self.names, self.config, describe, limit, topology)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give embedding and head another number of tokens, as transformers' method does, in any layout. Collective.
+
+        Rows are added or removed at the end; the others keep their values, and a tied head stays tied. The config's
+        vocab_size follows. New values depend on the config's seed and the sizes alone, so every layout has the same.
+
+        Args:
+            new_num_tokens: None keeps their number, and rounds it up where a multiple is asked for.
+            pad_to_multiple_of: the number is rounded up to a multiple of it.
+            mean_resizing: new rows lie close to the mean of the old ones, so that new tokens are unlikely at first;
+                otherwise they are drawn as `from_config` draws them, which by default is N(0, initializer_range²).
+
+        Returns:
+            the embedding; under pipeline parallelism None on ranks that do not have it.
+
+        Raises:
+            ValueError: a number is no positive integer.
+            RuntimeError: an optimizer or a training engine has the present parameters.
+        """
+        resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return self.embed
 
     # --- running it ---------------------------------------------------------------------------------------------
 

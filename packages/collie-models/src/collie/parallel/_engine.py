@@ -167,6 +167,14 @@ def current_engine(model: nn.Module) -> Engine | None:
     return _engines.get(model)
 
 
+def close_engine(model: nn.Module) -> None:
+    """End the engine of `model`, if it has one: the next `engine_for` makes another."""
+    engine = _engines.pop(model, None)
+    if engine is not None:
+        engine.release_parameters()
+        engine.close()
+
+
 def release_parameters(model: nn.Module) -> None:
     """Let go of every parameter that ZeRO-3 still holds gathered, so that the next use gathers it with its new values.
 

@@ -43,10 +43,13 @@ def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtyp
 
     A rank asks `fill` for what it keeps and nothing else, one parameter at a time: its part of what a plan has split,
     and under ZeRO-3 its slice of that. Then the model ends with a forward-only engine, and can be called at once.
-    A parameter that two modules share (a tied head) is made once and stays shared.
+    A parameter that two modules share (a tied head) is made once and stays shared. Parameters that have storage
+    already, in a model of which only some are new, stay as they are.
     """
     partition = _partitioner(config, topology, dtype) if config.zero_stage == 3 else None
     for name, (parameter, owners) in _owners(model).items():
+        if not parameter.is_meta:
+            continue
         made = _make(parameter, dtype, topology)
         if partition is not None:
             partition(made)
@@ -68,15 +71,20 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
         engine.refresh_master_weights()
 
 
-def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str, Tensor | None]]:
-    """Yield (name, whole tensor on the CPU) on rank 0 and (name, None) elsewhere, one parameter at a time.
+def full_parameters(
+    model: nn.Module, topology: Topology, *, copies: bool = False
+) -> Iterator[tuple[str, Tensor | None]]:
+    """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
 
-    Names and shapes are those of the model before it was split. Collective: every rank must walk it to the end. Rank 0
-    never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares
-    its memory.
+    Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, with
+    `copies` also the copy of a tied one that the first stage has. Collective: every rank must walk it to the end. A
+    leader never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor
+    shares its memory.
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if getattr(parameter, "tied_copy", False) and not copies:
+            continue
         cut = cut_of(parameter)
         wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
     for name, parameters in wholes.items():
@@ -84,7 +92,12 @@ def full_parameters(model: nn.Module, topology: Topology) -> Iterator[tuple[str,
             yield name, _assemble(parameters, topology)
             continue
         whole = _held(parameters[0], topology)
-        yield name, whole.detach().cpu() if topology.rank == 0 and whole is not None else None
+        yield name, whole.detach().cpu() if leads_stage(topology) and whole is not None else None
+
+
+def leads_stage(topology: Topology) -> bool:
+    """Whether this rank is the one of its pipeline stage that whole tensors are gathered on; without stages rank 0."""
+    return topology.dp_rank == 0 and topology.tp_rank == 0
 
 
 def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
@@ -156,7 +169,7 @@ def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -
 
 
 def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | None:
-    """Return a whole parameter on the first rank, on the CPU, from the parts that the tp ranks hold; None elsewhere."""
+    """Return a whole parameter on its stage's leader, on the CPU, from the parts of the tp ranks; None elsewhere."""
     whole: Tensor | None = None
     for parameter in parameters:
         cut, part = cut_of(parameter), _held(parameter, topology)
@@ -166,7 +179,7 @@ def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | No
         parts = [torch.empty_like(part) for _ in range(topology.tp_size)] if topology.tp_rank == 0 else None
         if topology.tp_group is not None:
             dist.gather(part.contiguous(), parts, group=topology.tp_group, group_dst=0)
-        if parts is None or topology.rank != 0:
+        if parts is None or not leads_stage(topology):
             continue
         if whole is None:
             whole = torch.empty(cut.whole, dtype=part.dtype)

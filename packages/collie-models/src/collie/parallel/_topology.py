@@ -114,13 +114,33 @@ def setup_distribution(config: CollieConfig) -> Topology:
     wanted = (config.pp_size, config.dp_size, config.tp_size)
     if _active is not None and _active.sizes == wanted and dist.is_initialized():
         return _active
-    device = _device(_local_rank())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = _set_device()
     if not dist.is_initialized():
         _join(device)
     _active = _arrange(wanted, device)
     return _active
+
+
+def store_of_ranks() -> dist.Store | None:
+    """Return where the ranks of this run leave each other notes, also before there are groups; None for a world of one.
+
+    Ranks that a launcher started are joined by it, if they were not. Nothing of the config is needed for that.
+    """
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return None
+        _join(_set_device())
+    if dist.get_world_size() == 1:
+        return None
+    store: dist.Store = dist.distributed_c10d._get_default_store()
+    return store
+
+
+def _set_device() -> torch.device:
+    device = _device(_local_rank())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def _local_rank() -> int:

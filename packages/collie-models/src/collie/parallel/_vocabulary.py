@@ -4,6 +4,9 @@ A vocabulary that the ranks do not divide is padded to equal parts. Padding is z
 in a softmax and appears neither in logits nor in a saved model.
 """
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -11,7 +14,8 @@ from torch import Tensor, nn
 
 from collie.module import LMHead
 from collie.parallel._collectives import Group, gather_last, sum_backward
-from collie.parallel._cut import Cut, even, mark
+from collie.parallel._cut import Cut, Ranges, cut_of, even, mark
+from collie.parallel._shard import as_zero3, is_partitioned
 from collie.parallel._stream import Stream
 from collie.parallel._topology import Topology
 
@@ -66,6 +70,10 @@ class VocabEmbedding(nn.Embedding):
         self.part = _cut_vocabulary(self, "weight", name, whole.weight, topology)
         self.stream = stream
 
+    def resize(self, total: int, part: VocabularyPart) -> None:
+        """Take note of what the weight is now: this rank's part of `total` entries."""
+        self.num_embeddings, self.part = self.weight.shape[0], part
+
     def forward(self, ids_BS: Tensor) -> Tensor:
         index_BS, elsewhere_BS = self.part.local(ids_BS)
         own_BSE = F.embedding(index_BS, self.weight).masked_fill(elsewhere_BS.unsqueeze(-1), 0)
@@ -86,6 +94,10 @@ class VocabHead(LMHead):
         self.size = whole.out_features
         self.group = topology.tp_group
 
+    def resize(self, total: int, part: VocabularyPart) -> None:
+        """Take note of what the weight is now: this rank's part of `total` entries."""
+        self.out_features, self.size, self.vocabulary = self.weight.shape[0], total, part
+
     def forward(self, hidden_BSE: Tensor, labels_BS: Tensor | None = None) -> Tensor:
         result = super().forward(sum_backward(hidden_BSE, self.group), labels_BS)
         return result if labels_BS is not None else gather_last(result, self.group)[..., : self.size]
@@ -96,5 +108,37 @@ def _cut_vocabulary(part: nn.Module, attribute: str, name: str, whole: Tensor, t
     held = even(whole.shape[0], topology.tp_size)
     parameter = part.get_parameter(attribute)
     mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]), topology)
+    return _part_of(held, topology)
+
+
+def _part_of(held: tuple[Ranges, ...], topology: Topology) -> VocabularyPart:
     start, stop = held[topology.tp_rank][0] if held[topology.tp_rank] else (0, 0)
     return VocabularyPart(start, stop, topology.tp_group)
+
+
+def resize_vocabulary(module: nn.Module, total: int, topology: Topology) -> None:
+    """Let an embedding or a head have `total` entries over all ranks; its new parameters are on `meta`.
+
+    They keep the marks of the old ones: whether they are trained, which part of a parameter they are, of which other
+    stage's they are a copy.
+    """
+    for attribute, old in list(module.named_parameters(recurse=False)):
+        setattr(module, attribute, _resized(old, total, topology))
+    if isinstance(module, VocabEmbedding | VocabHead):
+        module.resize(total, _part_of(even(total, topology.tp_size), topology))
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings = total
+    else:
+        cast(LMHead, module).out_features = total
+
+
+def _resized(old: nn.Parameter, total: int, topology: Topology) -> nn.Parameter:
+    cut, shape = cut_of(old), as_zero3(old).ds_shape if is_partitioned(old) else old.shape
+    rows = total if cut is None else -(-total // topology.tp_size)
+    new = nn.Parameter(torch.empty((rows, *shape[1:]), dtype=old.dtype, device="meta"), old.requires_grad)
+    if cut is not None:
+        whole = torch.Size((total, *cut.whole[1:]))
+        mark(new, replace(cut, whole=whole, held=even(total, topology.tp_size), length=rows), topology)
+    if hasattr(old, "tied_copy"):
+        new.tied_copy = old.tied_copy  # type: ignore[attr-defined]  # a mark, as `tp_cut` is
+    return new

@@ -41,7 +41,7 @@ class Checkpoint:
     def fill(self, dtype: torch.dtype) -> Fill:
         """Return what `collie.parallel.materialise` asks: elements [start, stop) of one of our parameters, in `dtype`.
 
-        A call reads the rows (of the asked columns) that these elements lie in, and holds no more than them.
+        A call reads the rows (of the asked columns) that these elements lie in, and holds at most one copy of them.
         """
 
         def read(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
@@ -49,8 +49,8 @@ class Checkpoint:
             width = math.prod(shape[1:]) if columns is None else columns[1] - columns[0]
             first, last = start // width, -(-stop // width)
             rows = pick(entry.rows(self._config, shape[0]), first, last)
-            flat = self.reader.rows(source, rows, columns).flatten()
-            return flat[start - first * width : stop - first * width].to(dtype)
+            flat = self.reader.rows(source, rows, columns, dtype=dtype).flatten()
+            return flat[start - first * width : stop - first * width]
 
         return read
 

@@ -33,11 +33,27 @@ class Reader(ABC):
     tensors: Mapping[str, TensorInfo]
 
     @abstractmethod
-    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
-        """Return the given row ranges of a tensor, one after the other, on the CPU in the file's dtype.
+    def parts(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> list[Tensor]:
+        """Return a tensor's row ranges as views of its file: nothing is read until they are copied.
 
         `columns` is a range of the second dimension, for what is wanted of each row.
         """
+
+    def rows(
+        self, name: str, rows: Rows, columns: tuple[int, int] | None = None, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Return a tensor's row ranges, one after the other, on the CPU in `dtype`, by default the file's.
+
+        At most one copy is made, in `dtype`; a single range in the file's own is a view of the file.
+        """
+        parts = self.parts(name, rows, columns)
+        dtype = dtype if dtype is not None else parts[0].dtype
+        if len(parts) == 1 and parts[0].is_contiguous():
+            return parts[0].to(dtype)
+        joined = torch.empty((sum(len(part) for part in parts), *parts[0].shape[1:]), dtype=dtype)
+        for part, place in zip(parts, joined.split([len(part) for part in parts]), strict=True):
+            place.copy_(part)
+        return joined
 
 
 def open_reader(folder: Path) -> Reader:
@@ -86,16 +102,11 @@ class _SafetensorsReader(Reader):
             for name in opened.keys():  # noqa: SIM118  # it is no dict
                 self.tensors[name] = TensorInfo(tuple(opened.get_slice(name).get_shape()), file)
 
-    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
-        info = self.tensors[name]
-        file = self._files[info.file]
-        if rows == [(0, info.shape[0])] and columns is None:
-            whole: Tensor = file.get_tensor(name)
-            return whole
-        part = file.get_slice(name)
+    def parts(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> list[Tensor]:
+        part = self._files[self.tensors[name].file].get_slice(name)
         if columns is not None:
-            return _joined([part[start:stop, columns[0] : columns[1]] for start, stop in rows])
-        return _joined([part[start:stop] for start, stop in rows])
+            return [part[start:stop, columns[0] : columns[1]] for start, stop in rows]
+        return [part[start:stop] for start, stop in rows]
 
 
 class _TorchReader(Reader):
@@ -114,11 +125,11 @@ class _TorchReader(Reader):
                 self._mapped[name] = tensor
                 self.tensors[name] = TensorInfo(tuple(tensor.shape), file)
 
-    def rows(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> Tensor:
+    def parts(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> list[Tensor]:
         tensor = self._mapped[name]
         if columns is not None:
             tensor = tensor[:, columns[0] : columns[1]]
-        return _joined([tensor[start:stop] for start, stop in rows])
+        return [tensor[start:stop] for start, stop in rows]
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -152,7 +163,3 @@ def _is_refusal(error: Exception) -> bool:
     """Whether torch's unpickler understood the file and met what it does not make; else the file is damaged."""
     damage = ("Unsupported operand", "String is too long", "Invalid magic number", "Corrupt")
     return isinstance(error, pickle.UnpicklingError) and not any(words in str(error) for words in damage)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

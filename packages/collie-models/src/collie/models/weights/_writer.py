@@ -1,26 +1,25 @@
-"""Writing a Hugging Face folder: shards one after the other, and then all of it into place."""
+"""Writing a Hugging Face folder: each stage's shards by a rank that has them, then all of it into place by one."""
 
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from collie.interfaces import CheckpointError
-from collie.models.weights._names import Names, inverse
+from collie.models.weights._names import Names
+from collie.models.weights._shards import Shard, sync, write_shards
+from collie.parallel import Topology, leads_stage, together
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".index.json")
 _OF_THE_SOURCE_ALONE = ("config.json", "README.md")  # the first is written anew; a model card describes other weights
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -35,103 +34,100 @@ class Description:
     source: Path | None
 
 
-def byte_size(size: int | str) -> int:
-    """Return a size in bytes: a number, or text such as "5GB" (10⁹) or "5GiB" (2³⁰).
-
-    Raises:
-        ValueError: it is no size above 0.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
-        raise ValueError(f"max_shard_size={size!r} is not a size. Give a number of bytes, or text such as '5GB'.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
 def write_folder(
     folder: Path,
     parameters: Iterable[tuple[str, Tensor | None]],
     names: Names,
     config: Any,
-    description: Description,
+    describe: Callable[[], Description],
     max_shard_bytes: int,
+    topology: Topology,
 ) -> None:
-    """Write a model to `folder`, holding one shard at a time in memory.
+    """Write a model to `folder`. Collective: every rank calls it, and the leader of each pipeline stage writes.
 
-    Everything is written to a folder beside it, synced, and moved into place: a new folder by one rename; into an
-    existing one file by file, after which weights of before that are no part of this model are removed. Other files
-    of an existing folder stay.
+    A writer holds one shard at a time. Everything is written to a folder beside it, synced, and moved into place by
+    rank 0: a new folder by one rename; into an existing one file by file, after which weights of before that are no
+    part of this model are removed. Other files of an existing folder stay.
 
     Args:
-        folder: made where it is missing.
-        parameters: (our name, whole tensor on the CPU), walked once and to the end.
+        folder: made where it is missing; on a file system that all writers see.
+        parameters: (our name, whole tensor on the CPU where this rank leads its stage), walked once and to the end
+            whatever fails, since ranks that take part in gathering them would wait forever.
         names: the family's table.
         config: the model's config, for entries whose row order depends on it.
-        description: config.json and other files.
+        describe: gives config.json and other files; called on rank 0 alone.
         max_shard_bytes: a shard holds no more, except for a single tensor that is larger.
+        topology: the ranks that call this.
 
     Raises:
-        CheckpointError: the file system refused. `parameters` has been walked to the end all the same, since ranks
-            that take part in gathering them would wait forever.
+        CheckpointError: a rank could not write; on every rank. What was in `folder` is as it was.
     """
-    remaining = iter(parameters)
-    try:
-        folder = folder.resolve()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    folder = folder.resolve()
+    failing = f"The model could not be saved to {folder}"
+
+    def prepare() -> tuple[Path, Description] | None:
+        return (_scratch(folder), describe()) if topology.rank == 0 else None
+
+    def take_part() -> list[Shard]:
+        remaining = iter(parameters)
         try:
-            _write_weights(scratch, remaining, names, config, max_shard_bytes)
+            return _write_stage(scratch, remaining, names, config, max_shard_bytes, topology)
+        finally:
+            for _ in remaining:
+                pass
+
+    def finish() -> None:
+        if topology.rank == 0:
+            _number(scratch, [shard for stage in written for shard in stage])
             _describe(scratch, description)
             _sync(scratch)
             _move(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"The model could not be saved to {folder}: {error}.") from error
+
+    prepared = together(topology, failing, prepare)[0]
+    assert prepared is not None
+    scratch, description = prepared
+    try:
+        written = together(topology, failing, take_part)
+        together(topology, failing, finish)
     finally:
-        for _ in remaining:
-            pass
+        if topology.rank == 0:  # where others failed, too, they have stopped writing: this one has heard of it
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write_weights(
-    folder: Path, parameters: Iterable[tuple[str, Tensor | None]], names: Names, config: Any, max_shard_bytes: int
-) -> None:
-    shards: list[list[str]] = []  # the names in each
-    shard: dict[str, Tensor] = {}
-    total = 0
-
-    def close() -> None:
-        # what the last number is, is known after the last shard: until then a file's name has its own number only
-        save_file(shard, folder / f"{len(shards)}.shard", metadata={"format": "pt"})
-        shards.append(list(shard))
-        shard.clear()
-
-    held = 0
-    for ours, tensor in parameters:
-        if tensor is None:
-            continue
-        name, entry = names.to_checkpoint(ours)
-        rows = inverse(entry.rows(config, tensor.shape[0]))
-        whole = torch.cat([tensor[start:stop] for start, stop in rows]) if len(rows) > 1 else tensor.contiguous()
-        if shard and held + whole.nbytes > max_shard_bytes:
-            close()
-            held = 0
-        shard[name] = whole
-        held += whole.nbytes
-        total += whole.nbytes
-    close()
-    _number(folder, shards, total)
+def _scratch(folder: Path) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
 
 
-def _number(folder: Path, shards: list[list[str]], total: int) -> None:
+def _write_stage(
+    scratch: Path,
+    parameters: Iterable[tuple[str, Tensor | None]],
+    names: Names,
+    config: Any,
+    max_shard_bytes: int,
+    topology: Topology,
+) -> list[Shard]:
+    if not leads_stage(topology):
+        return []
+    if not scratch.is_dir():
+        raise CheckpointError(
+            f"The model could not be saved beside {scratch}: rank {topology.rank} does not see that folder of rank 0. "
+            f"Give a path on a file system that all nodes share."
+        )
+    return write_shards(scratch, f"{topology.pp_rank}-", parameters, names, config, max_shard_bytes)
+
+
+def _number(folder: Path, shards: list[Shard]) -> None:
     """Give the shards their final names, and an index where there is more than one."""
     if len(shards) == 1:
-        (folder / "0.shard").rename(folder / "model.safetensors")
+        (folder / shards[0].file).rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards):
+    for number, shard in enumerate(shards):
         file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / f"{number}.shard").rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
+        (folder / shard.file).rename(folder / file)
+        weight_map |= dict.fromkeys(shard.tensors, file)
+    total = sum(shard.size for shard in shards)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     _write_json(folder / _INDEX, index)
 
@@ -155,22 +151,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _sync(folder: Path) -> None:
     """Make sure that what a rename makes visible is on the disk."""
     for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
 
 
 def _move(scratch: Path, folder: Path) -> None:
     if not folder.exists():
         scratch.chmod(0o777 & ~_umask())  # a temporary folder is private
         scratch.rename(folder)
-        _sync_one(folder.parent)
+        sync(folder.parent)
         return
     new = {path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()}
     for file in sorted(
@@ -182,7 +170,7 @@ def _move(scratch: Path, folder: Path) -> None:
         old_weights = re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", path.name)
         if old_weights and path.relative_to(folder) not in new:
             path.unlink()
-    _sync_one(folder)
+    sync(folder)
 
 
 def _umask() -> int:

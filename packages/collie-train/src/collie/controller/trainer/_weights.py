@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 
-from collie.interfaces import CheckpointError, ConfigError
+from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
-from collie.parallel import Topology, full_parameters
+from collie.parallel import Topology, full_parameters, together
 
 
 def save_model(model: nn.Module, topology: Topology, path: str | Path, tokenizer: Any, **arguments: Any) -> None:
@@ -59,13 +58,9 @@ def size_of(path: str | Path) -> int:
 
 def _on_rank_zero(write: Callable[[], Any], topology: Topology, path: str | Path) -> None:
     """Let rank 0 write; what stops it is raised on every rank, so that none waits for the others."""
-    outcome: list[str | None] = [None]
-    if topology.rank == 0:
-        try:
+
+    def work() -> None:
+        if topology.rank == 0:
             write()
-        except Exception as error:  # whatever it is, the other ranks must hear of it
-            outcome = [f"{path} could not be written: {type(error).__name__}: {error}"]
-    if topology.world_size > 1:
-        dist.broadcast_object_list(outcome, src=0, device=topology.device)
-    if outcome[0] is not None:
-        raise CheckpointError(outcome[0])
+
+    together(topology, f"{path} could not be written", work)
