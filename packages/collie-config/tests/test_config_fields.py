@@ -54,9 +54,13 @@ def run(code: str) -> str:
 def test_defaults_are_those_of_the_tutorial():
     config = CollieConfig()
     assert {name: getattr(config, name) for name in TUTORIAL} == TUTORIAL
-    assert config.dataloader_num_workers == 0 and config.sequence_parallel is False and config.source is None
+    assert (
+        (config.dataloader_num_workers, config.pp_schedule) == (0, "1f1b")
+        and config.sequence_parallel is False
+        and config.source is None
+    )
     names = [field.name for field in dataclasses.fields(CollieConfig)]
-    assert names == [*TUTORIAL, *LAZY, "dataloader_num_workers", "sequence_parallel", "source"]
+    assert names == [*TUTORIAL, *LAZY, "dataloader_num_workers", "pp_schedule", "sequence_parallel", "source"]
 
 
 def test_import_is_quick_and_light():

@@ -140,6 +140,7 @@ ON = {"enabled": True}
             {"pp_partition_method": "even"},
             "pp_partition_method='even' is unknown. Use 'parameters', 'uniform' or 'type:REGEX'.",
         ),
+        ({"pp_schedule": "gpipe"}, "pp_schedule='gpipe' is unknown. Use '1f1b' or 'interleaved'."),
         ({"pp_partition_method": [2, 2]}, "pp_partition_method=[2, 2] is unknown."),
         ({"pp_partition_method": "type:"}, "pp_partition_method='type:' is unknown."),
         ({"pp_partition_method": "type:("}, "pp_partition_method='type:(' is no regular expression after 'type:'"),

@@ -64,8 +64,6 @@ class CollieConfig:
     """Tensor-parallel ranks a stage."""
     pp_partition_method: str = "parameters"
     """How layers are dealt to stages: "parameters" (equal sizes), "uniform" (equal counts), or "type:REGEX"."""
-    pp_schedule: str = "1f1b"
-    """Order of a step's micro-batches in the stages: "1f1b" (one stage a rank) or "interleaved" (two a rank)."""
     train_epochs: int = 100
     """Passes over the training data."""
     eval_per_n_steps: int = 0
@@ -101,6 +99,8 @@ class CollieConfig:
     """Quantization: a transformers.BitsAndBytesConfig or a dict of one. The default means none."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches beside each rank; 0 prepares them in the rank itself."""
+    pp_schedule: str = "1f1b"
+    """Order of a step's micro-batches in the stages: "1f1b" (one stage a rank) or "interleaved" (two a rank)."""
     sequence_parallel: bool = False
     """Whether tensor-parallel ranks also split what lies between a model's blocks, along the sequence. As much is
     exchanged; what norms and dropout keep for the backward pass is a part on each rank, and so is all that is kept

@@ -396,7 +396,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """The tied weight, on the two pipeline stages that hold a copy each: its gradients belong to both."""
         if self.stages is None or not getattr(self.config, "tie_word_embeddings", False):
             return []
-        held = [module.weight for module in (self.embed, self.head) if module is not None]
+        held = [module.get_parameter("weight") for module in (self.embed, self.head) if module is not None]
         return [weight for weight in held if weight.requires_grad]
 
     def get_input_embedding(self) -> nn.Embedding:

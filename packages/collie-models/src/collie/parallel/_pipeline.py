@@ -80,7 +80,7 @@ class Pipeline:
             self._run = None
 
     def _schedule(self, count: int, rows: int, length: int) -> Any:
-        stages = [self._stage(stage, self._model.stage_shape(rows, length)) for stage in self._stages.own]
+        stages: list[Any] = [self._stage(stage, self._model.stage_shape(rows, length)) for stage in self._stages.own]
         settings: dict[str, Any] = {"loss_fn": lambda share, _: share.sum(), "scale_grads": False}
         if self._interleaved:
             return ScheduleInterleaved1F1B(stages, count, **settings)

@@ -15,7 +15,7 @@ from collie.controller.trainer._objective import Objective
 from collie.controller.trainer._steps import Shares, StepResult
 from collie.data import MicroBatch
 from collie.models import CollieModelForCausalLM
-from collie.module import IGNORE_INDEX, model_inputs
+from collie.module import IGNORE_INDEX, Mask, Rotation, model_inputs
 from collie.optim import FusedOptimizer
 from collie.parallel import Engine, Pipeline, Topology, sum_over_ends
 
@@ -90,18 +90,19 @@ class PipelineStep:
         shares = Shares(self._topology)
         run = partial(self._run, micro_batches, inputs, [self._arranged(one) for one in inputs], total, shares)
         with self._update.gradients():
-            self._pipeline.step(len(inputs), *inputs[0]["input_ids"].shape, run)
+            rows, length = inputs[0]["input_ids"].shape
+            self._pipeline.step(len(inputs), rows, length, run)
         norm, applied = self._update()
         return StepResult(shares.reduce(of_last_stage=True), norm, applied)
 
-    def _arranged(self, inputs: dict[str, Tensor]) -> Any:
+    def _arranged(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
         return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
 
     def _run(
         self,
         micro_batches: list[MicroBatch],
         inputs: list[dict[str, Tensor]],
-        arranged: list[Any],
+        arranged: list[tuple[Rotation, Mask]],
         total: int,
         shares: Shares,
         stage: int,
@@ -114,7 +115,8 @@ class PipelineStep:
         ids, micro_batch = inputs[number]["input_ids"], micro_batches[number]
         with model.flow(ids.shape[1]):
             x_BSE = model.enter(ids) if hidden is None else hidden
-            x_BSE = model.run_layers(x_BSE, *arranged[number], names=stages.layers[stage])
+            rope, mask = arranged[number]
+            x_BSE = model.run_layers(x_BSE, rope, mask, names=stages.layers[stage])
             if stage < stages.count - 1:
                 return x_BSE
             rows, length = micro_batch.batch["input_ids"].shape
