@@ -15,6 +15,7 @@ from collie.testing import run_ranks
 LAYOUTS = {  # the number of ranks, and what the config says of them
     "one process": (1, {"train_micro_batch_size": 2}),
     "tensor parallel": (2, {"train_micro_batch_size": 2, "tp_size": 2}),
+    "pipeline": (2, {"train_micro_batch_size": 1, "gradient_accumulation_steps": 2, "pp_size": 2}),
     "ZeRO-3": (2, {"train_micro_batch_size": 1, "ds_config": {"zero_optimization": {"stage": 3}}}),
 }
 IDS = torch.tensor([[5, 9, 13, 40, 41, 7, 22, 81], [0, 0, 0, 4, 96, 11, 60, 33]])  # the second has padding in front
