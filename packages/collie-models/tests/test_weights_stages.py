@@ -5,15 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError
-from collie.models import CollieModelForCausalLM, LlamaForCausalLM
-from collie.models._initialise import initialiser
-from collie.models._steps import build, split
+from collie.models import CollieModelForCausalLM
 from collie.models.weights import _shards, _writer
-from collie.parallel import materialise, setup_distribution
+from collie.parallel import setup_distribution
 from collie.testing import toy_llama_config
 
 
@@ -22,20 +19,8 @@ def settings(tied, **sizes):
 
 
 def stage(tied, tp):
-    """What a rank of two stages holds: embedding and one layer, or two layers, norm and head, under their own names."""
-    config = settings(tied, pp_size=2, tp_size=tp)
-    topology = setup_distribution(config)
-    model = build(LlamaForCausalLM, config)
-    split(model, topology)
-    first = topology.pp_rank == 0
-    for number in ("1", "2") if first else ("0",):
-        del model.layers[number]
-    for name in ("norm", "head") if first else ("embed",):
-        setattr(model, name, nn.Identity())
-    materialise(model, config, topology, torch.float32, initialiser(config, torch.float32))
-    if tied and not first:
-        model.head.weight.tied_copy = True
-    return model
+    """What a rank of two stages holds."""
+    return CollieModelForCausalLM.from_config(settings(tied, pp_size=2, tp_size=tp))
 
 
 def whole(tied, folder):
@@ -119,3 +104,21 @@ def save_apart(folder):
 def test_nodes_without_a_common_file_system_are_told_so(ranks, tmp_path):
     for message in ranks(2, save_apart, tmp_path):
         assert "does not see that folder of rank 0. Give a path on a file system that all nodes share." in message
+
+
+def resized(folder, tied, **sizes):
+    """More tokens, then fewer, then saved."""
+    model = CollieModelForCausalLM.from_config(settings(tied, **sizes))
+    model.resize_token_embeddings(120)
+    model.resize_token_embeddings(109)
+    model.save_pretrained(folder)
+    return model(torch.tensor([[5, 100, 108, 7]])).logits.detach()
+
+
+@pytest.mark.parametrize(("tied", "tp"), [(False, 1), (True, 1), (True, 2)])
+def test_stages_resize_their_vocabulary_as_one_process_does(ranks, tmp_path, tied, tp):
+    [expected] = ranks(1, lambda: resized(tmp_path / "one", tied))
+    for logits in ranks(2 * tp, lambda: resized(tmp_path / "two", tied, pp_size=2, tp_size=tp)):
+        torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
+    one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
