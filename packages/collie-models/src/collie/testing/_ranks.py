@@ -107,6 +107,7 @@ def run_ranks(
             for number in range(n):
                 stacks = Path(folder) / f"{number}.txt"
                 ranks.append(_fork(number, _environment(number, n, store.port), stacks, init, function, args))
+            _start(ranks)
             _collect(ranks, timeout, all_of_them=return_exceptions)
             failed = [rank for rank in ranks if rank.error is not None]
             silent = [rank for rank in ranks if not rank.done]
@@ -166,6 +167,17 @@ def _fork(
     return _Rank(number, process, ours, stacks)
 
 
+def _start(ranks: list[_Rank]) -> None:
+    """Let all ranks begin, after the last was forked.
+
+    A first rank that joins makes the store's thread here ask glibc for its name, under a lock. A rank that is forked
+    in that moment inherits the lock, with nobody to open it, and waits for it forever when it joins: 1 in 1,000.
+    """
+    for rank in ranks:
+        with suppress(BrokenPipeError):  # it died: reading its result will tell
+            rank.pipe.send_bytes(b"")
+
+
 def _child(
     pipe: Connection,
     environment: dict[str, str],
@@ -187,6 +199,7 @@ def _child(
         random.seed(0)
         torch.manual_seed(0)
         try:
+            pipe.recv_bytes()  # all are forked
             if init:
                 dist.init_process_group("gloo")
             pipe.send_bytes(pickle.dumps(function(*args)))
