@@ -60,6 +60,7 @@ def train(
     config.train_micro_batch_size, config.gradient_accumulation_steps = micro, accumulate
     config.train_epochs = 2
     config.checkpointing = options.pop("checkpointing", False)
+    config.sequence_parallel = options.pop("sequence_parallel", False)
     config.model_config = toy_llama_config(
         num_hidden_layers=LAYERS, tie_word_embeddings=tied, initializer_range=0.3, use_cache=False
     )
@@ -127,6 +128,7 @@ def one_process():
         (4, {"pp": 2, "dp": 2, "stage": 1}),
         (4, {"pp": 2, "tp": 2, "optimizer": "lomo"}),
         (4, {"pp": 2, "tp": 2, "stage": 1}),
+        (4, {"pp": 2, "tp": 2, "sequence_parallel": True, "schedule": "interleaved"}),
         (4, {"pp": 4}),
     ],
     ids=lambda value: "-".join(f"{k}{v}" for k, v in value.items()) if isinstance(value, dict) else str(value),
