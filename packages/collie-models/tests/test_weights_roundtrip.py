@@ -92,9 +92,11 @@ def first(model_config, folder):
     (folder / "tokenizer.json").write_text("{}")
 
 
-def passed_on(source, target, tp, stage, dtype):
+def passed_on(source, target, layout, dtype):
+    """Load from one folder in a layout (pp, tp, ZeRO stage), and save to another."""
     config = CollieConfig.from_pretrained(str(source))
-    config.tp_size, config.ds_config = tp, {"zero_optimization": {"stage": stage}}
+    config.pp_size, config.tp_size, stage = layout
+    config.ds_config = {"zero_optimization": {"stage": stage}}
     model = CollieModelForCausalLM.from_pretrained(source, config=config, dtype=dtype)
     model.save_pretrained(target, max_shard_size="20KB")
     with torch.no_grad():
@@ -103,28 +105,31 @@ def passed_on(source, target, tp, stage, dtype):
 
 @pytest.mark.parametrize("family", ["llama tied", "moss"])
 def test_from_layout_to_layout(ranks, tmp_path, family):
-    """tp 2 → ZeRO-3 → tp 2 with ZeRO-3 → one process: the tensors, config and other files that it began with."""
+    """The tensors, config and other files are at the end those that it began with.
+
+    By way of tp 2, ZeRO-3 on three ranks, two stages of tp 2, tp 2 with ZeRO-3, and one process.
+    """
     config = toy_moss_config() if family == "moss" else FAMILIES[family]
     ranks(1, first, config, tmp_path / "0")
-    layouts = [(2, 2, 0), (3, 1, 3), (4, 2, 3), (1, 1, 0)]
+    layouts = [(2, (1, 2, 0)), (3, (1, 1, 3)), (4, (2, 2, 0)), (4, (1, 2, 3)), (1, (1, 1, 0))]
     logits = []
-    for number, (count, tp, stage) in enumerate(layouts):
-        results = ranks(count, passed_on, tmp_path / str(number), tmp_path / str(number + 1), tp, stage, None)
+    for number, (count, layout) in enumerate(layouts):
+        results = ranks(count, passed_on, tmp_path / str(number), tmp_path / str(number + 1), layout, None)
         logits.append(results[0][1])
-    source, last = tensors(tmp_path / "0"), tensors(tmp_path / "4")
+    source, last = tensors(tmp_path / "0"), tensors(tmp_path / "5")
     assert last.keys() == source.keys() and all(torch.equal(last[name], source[name]) for name in source)
     for name in ("config.json", "tokenizer.json"):
-        assert (tmp_path / "4" / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
+        assert (tmp_path / "5" / name).read_bytes() == (tmp_path / "0" / name).read_bytes()
     for ours in logits:
         assert_close(ours, logits[-1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("count", "tp", "stage"), [(2, 2, 0), (2, 1, 3)])
-def test_the_dtype_is_that_of_the_argument_or_the_configs_in_every_layout(ranks, tmp_path, count, tp, stage):
+@pytest.mark.parametrize("layout", [(1, 2, 0), (1, 1, 3), (2, 1, 0)])
+def test_the_dtype_is_that_of_the_argument_or_the_configs_in_every_layout(ranks, tmp_path, layout):
     source = load_file(golden("llama3") / "model.safetensors")  # float32
     for dtype, asked in ((torch.bfloat16, "bfloat16"), (torch.float32, None)):
         folder = tmp_path / str(dtype)
-        for got, _ in ranks(count, passed_on, golden("llama3"), folder, tp, stage, asked):
+        for got, _ in ranks(2, passed_on, golden("llama3"), folder, layout, asked):
             assert got is dtype
         saved = tensors(folder)
         assert saved.keys() == source.keys()
