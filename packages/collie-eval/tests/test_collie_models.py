@@ -17,9 +17,9 @@ from collie.testing import golden, run_ranks, toy_llama_config, toy_moss_config
 FAMILIES = {"llama": toy_llama_config, "moss": toy_moss_config}
 
 
-def _model(family):
+def _model(family, **sizes):
     """Random weights wide enough that tokens differ; equal on every rank and in every layout."""
-    config = CollieConfig(model_config=FAMILIES[family](), eval_batch_size=2)
+    config = CollieConfig(model_config=FAMILIES[family](), eval_batch_size=2, **sizes)
     config.initization_method, config.initization_method_params = "normal", {"std": 0.4}
     return CollieModelForCausalLM.from_config(config)
 
@@ -81,6 +81,24 @@ def test_generation_on_ranks_is_that_of_one_process_row_by_row(family, pairs, le
     assert len(set(alone)) == 7
     assert run_ranks(1, rank, 2) == [alone]
     assert run_ranks(2, rank, 2) == [alone] * 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sizes"), [(2, {"pp_size": 2}), (2, {"tp_size": 2}), (4, {"pp_size": 2, "tp_size": 2})]
+)
+def test_a_replica_of_several_ranks_evaluates_as_one_process(ranks, sizes, pairs, letters):
+    """Stages and tensor-parallel parts: the same perplexity and the same texts on every rank."""
+
+    def rank(**sizes):
+        model = _model("llama", **sizes)
+        metric, settings = DecodeMetric(verbose=False), GenerationConfig(max_new_tokens=5)
+        EvaluatorForGeneration(model, pairs, letters, {"decode": metric}, generation_config=settings).eval()
+        return EvaluatorForPerplexity(model, pairs).eval()["ppl"], metric.get_metric()
+
+    ((perplexity, texts),) = run_ranks(1, rank)
+    for ours, their_texts in run_ranks(ranks, lambda: rank(**sizes)):
+        assert ours == pytest.approx(perplexity, rel=1e-5)
+        assert their_texts == texts
 
 
 def test_evaluating_between_steps_leaves_training_as_it_was(pairs):
