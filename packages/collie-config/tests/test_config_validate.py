@@ -140,6 +140,10 @@ ON = {"enabled": True}
             {"pp_partition_method": "even"},
             "pp_partition_method='even' is unknown. Use 'parameters', 'uniform' or 'type:REGEX'.",
         ),
+        (
+            {"pp_size": 2, "ds_config": {"zero_optimization": {"stage": 1, "overlap_comm": True}}},
+            "ds_config['zero_optimization']['overlap_comm'] works inside DeepSpeed's backward pass, and with pp_size=2",
+        ),
         ({"pp_schedule": "gpipe"}, "pp_schedule='gpipe' is unknown. Use '1f1b' or 'interleaved'."),
         ({"pp_partition_method": [2, 2]}, "pp_partition_method=[2, 2] is unknown."),
         ({"pp_partition_method": "type:"}, "pp_partition_method='type:' is unknown."),

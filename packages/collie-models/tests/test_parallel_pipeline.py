@@ -204,3 +204,18 @@ def test_parameters_outside_the_known_parts_are_refused():
             keep_stages(model, replace(active_topology(), pp_size=2))
 
     run(1, attempt)
+
+
+def frozen_first_stage():
+    """Backward through a stage that has nothing to train, and the gradients of the other."""
+    model = make("llama", eval_mode=False, pp_size=2)
+    if model.stages.has_first:
+        model.requires_grad_(False)
+    model(IDS, MASK, labels=LABELS).loss.backward()
+    return [p.grad is not None for p in model.parameters()]
+
+
+def test_a_stage_with_nothing_to_train_passes_backward_on():
+    """Its rank meets the others' exchanges all the same."""
+    first, last = run(2, frozen_first_stage)
+    assert not any(first) and all(last)

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import LlamaForCausalLM as Reference
 
 from collie.config import CollieConfig
-from collie.interfaces import CheckpointError
+from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM
 from collie.models._steps import build, read_from
 from collie.models.weights import local_folder, open_reader
@@ -250,14 +250,33 @@ def test_the_hub_is_asked_for_safetensors_and_only_then_for_torch_files(monkeypa
 
     def download(name, allow_patterns, **hub):
         wanted.append((name, allow_patterns, hub))
-        if "*.bin" in allow_patterns:
+        if "pytorch_model*.bin" in allow_patterns:
             shutil.copytree(folder, tmp_path / "cache", dirs_exist_ok=True)
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert local_folder("some/model", revision="v2") == tmp_path / "cache"
-    assert [("*.safetensors" in patterns, "*.bin" in patterns) for _, patterns, _ in wanted] == [
+    assert [("model*.safetensors" in patterns, "pytorch_model*.bin" in patterns) for _, patterns, _ in wanted] == [
         (True, False),
         (False, True),
     ]
     assert all(name == "some/model" and hub == {"revision": "v2"} for name, _, hub in wanted)
+
+
+def test_an_index_names_no_files_outside_its_folder(folder):
+    index = {"weight_map": {"model.norm.weight": "../model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="it names files outside its folder"):
+        open_reader(folder)
+
+
+def test_quantized_weights_are_refused_whatever_their_shape(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"'model.norm.weight' .* has dtype F8_E4M3: it is quantized"):
+        CollieModelForCausalLM.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(ConfigError, match=r"config.json has a quantization_config: its weights are quantized"):
+        CollieModelForCausalLM.from_pretrained(folder)

@@ -174,6 +174,21 @@ def _check_objects(config: CollieConfig) -> None:
         raise ConfigError("model_config=None describes no model. Use CollieConfig.from_pretrained or set one.")
 
 
+def _check_for_stages(pp_size: int, deepspeed: Mapping[str, Any]) -> None:
+    """Refuse what DeepSpeed does inside its own backward pass, which a pipeline does not call."""
+    sections = (
+        ("zero_optimization", "overlap_comm"),
+        ("data_types", "grad_accum_dtype"),
+        ("bf16", "immediate_grad_update"),
+    )
+    for section, key in sections:
+        if (deepspeed.get(section) or {}).get(key) not in (None, False, "auto"):
+            raise ConfigError(
+                f"ds_config[{section!r}][{key!r}] works inside DeepSpeed's backward pass, and with pp_size={pp_size} "
+                f"the pipeline makes its own. Take {key} out, or set pp_size to 1."
+            )
+
+
 def _check_ds_config(config: CollieConfig) -> None:
     stage = config.zero_stage  # reads ds_config and its stage, with an error where either is wrong
     _ = config.monitor_config
@@ -183,6 +198,8 @@ def _check_ds_config(config: CollieConfig) -> None:
             "gradients until its last micro-batch: nothing to partition in between. Use stage 0 or 1, or pp_size=1."
         )
     deepspeed = config.deepspeed
+    if config.pp_size > 1:
+        _check_for_stages(config.pp_size, deepspeed)
     both = [name for name in ("fp16", "bf16") if is_on(deepspeed, name)]
     if len(both) == 2:
         raise ConfigError("ds_config enables both fp16 and bf16. Enable one of them.")

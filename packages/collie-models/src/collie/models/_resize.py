@@ -90,6 +90,7 @@ def _new_values(
     holder: nn.Module, total: int, config: CollieConfig, topology: Topology, mean_resizing: bool
 ) -> dict[str, Tensor]:
     """Return each parameter's new values, whole and on the CPU, on every rank of the stage. Collective."""
+    initialiser(config, torch.float32)  # what is wrong with its settings is said on every rank
     tied = getattr(config.model_config, "tie_word_embeddings", False)
     values: dict[str, Tensor] = {}
     for name, old in full_parameters(holder, topology, copies=True):

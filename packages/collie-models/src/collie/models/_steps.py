@@ -37,6 +37,11 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
         )
     if config.uses_peft:
         raise ConfigError("peft_config: adapters are not in this version. Leave it out.")
+    if getattr(config.model_config, "quantization_config", None):
+        raise ConfigError(
+            "the checkpoint's config.json has a quantization_config: its weights are quantized, and CoLLiE's own "
+            "models are not in this version. Give a checkpoint in bfloat16, float16 or float32."
+        )
     if config.uses_quantization:
         raise ConfigError(
             "quantization_config: CoLLiE's own models are not quantized in this version. Leave it out, or load the "

@@ -184,6 +184,8 @@ class CollieModelForCausalLM(nn.Module, Generates):
         Raises:
             CheckpointError: there is no checkpoint, or a tensor is missing or misshapen. Nothing was replaced.
         """
+        if unknown := set(hub) - set(_HUB):
+            raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
         refill(self, active_topology(), read_from(local_folder(path_or_name, **hub), self, self.dtype))
 
     def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -35,18 +35,21 @@ class Relay:
     def receive(self, stage: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return what the stage before `stage` has sent."""
         source = self._stages.rank_of(stage - 1)
-        start = torch.empty((), device=self._device, requires_grad=True)  # so that autograd comes back here
-        return _call(_Receive, start, source, shape, dtype, self._group)
+        return _call(_Receive, self._start(), source, shape, dtype, self._group)
 
     def send(self, stage: int, hidden: Tensor) -> None:
         """Send a stage's output to the next one."""
-        self._sent.append(_call(_Send, hidden, self._stages.rank_of(stage + 1), self._group))
+        self._sent.append(_call(_Send, self._start(), hidden, self._stages.rank_of(stage + 1), self._group))
 
     def share(self, result: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return on every rank what the last stage gives; None is given by the others."""
         last = self._stages.ranks - 1
-        mine = result if result is not None else torch.empty(shape, dtype=dtype, device=self._device)
+        mine = result.to(dtype) if result is not None else torch.empty(shape, dtype=dtype, device=self._device)
         return _call(_Share, mine, last, self._group, *self._sent)
+
+    def _start(self) -> Tensor:
+        """What brings autograd back to an exchange, also where nothing before it needs a gradient."""
+        return torch.empty((), device=self._device, requires_grad=True)
 
 
 def _call(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -76,17 +79,17 @@ class _Send(torch.autograd.Function):
     """Send forward, receive the gradient backward; the result is nothing but a handle on that."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, target: int, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, start: Tensor, hidden: Tensor, target: int, group: dist.ProcessGroup) -> Tensor:
         ctx.target, ctx.group, ctx.like = target, group, (hidden.shape, hidden.dtype, hidden.device)
         dist.send(hidden.contiguous(), group=group, group_dst=target)
         return hidden.new_zeros(())
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, done: Tensor) -> tuple[Tensor, Tensor, None, None]:
         shape, dtype, device = ctx.like
         grad = torch.empty(shape, dtype=dtype, device=device)
         dist.recv(grad, group=ctx.group, group_src=ctx.target)
-        return grad, None, None
+        return done, grad, None, None
 
 
 class _Share(torch.autograd.Function):

@@ -120,12 +120,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         release_parameters(self.model)
 
     def accumulated(self, parameter: nn.Parameter) -> Tensor:
-        """Return the gradient that is kept of a parameter, to be changed in place before it is applied.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self._kept[parameter]
+        """Return the gradient that is kept of a whole parameter, zero if it got none, to be changed in place."""
+        return self._kept.setdefault(parameter, torch.zeros_like(parameter))
 
     def apply_accumulated(self, lr: float) -> float | None:
         """Update with the kept gradients; return the gradient's norm where clipping needed it."""

@@ -13,6 +13,8 @@ from collie.models.weights._names import Names, pick
 from collie.models.weights._reader import Reader
 from collie.parallel import Fill, active_topology
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
+
 
 class Checkpoint:
     """The tensors of a checkpoint for each of a model's parameters.
@@ -67,6 +69,11 @@ class Checkpoint:
     def _check_shapes(self, shapes: Mapping[str, torch.Size]) -> None:
         for ours, (source, _) in self._sources.items():
             info = self.reader.tensors[source]
+            if info.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"Tensor {source!r} in {info.file} has dtype {info.dtype}: it is quantized, or no weight. "
+                    f"Give a checkpoint in bfloat16, float16 or float32."
+                )
             if info.shape != tuple(shapes[ours]):
                 raise CheckpointError(
                     f"Tensor {source!r} in {info.file} has shape {info.shape}, but the config asks for "

@@ -40,9 +40,9 @@ def _fetch(name: str, hub: dict[str, Any]) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(name, allow_patterns=[*_WITHOUT_WEIGHTS, "*.safetensors"], **hub)
-        if not any(Path(folder).glob("*.safetensors")):
-            snapshot_download(name, allow_patterns=["*.bin", "*.bin.index.json"], **hub)
+        folder = snapshot_download(name, allow_patterns=[*_WITHOUT_WEIGHTS, "model*.safetensors"], **hub)
+        if not any(Path(folder).glob("model*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model*.bin", "pytorch_model*.bin.index.json"], **hub)
     except Exception as error:  # those of several libraries
         reason = " ".join(str(error).split()) or repr(error)
         raise CheckpointError(

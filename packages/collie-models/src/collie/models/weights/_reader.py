@@ -24,6 +24,7 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     file: Path
+    dtype: str
 
 
 class Reader(ABC):
@@ -56,6 +57,10 @@ class Reader(ABC):
         return joined
 
 
+def _described(part: Any, file: Path) -> TensorInfo:
+    return TensorInfo(tuple(part.get_shape()), file, part.get_dtype())
+
+
 def open_reader(folder: Path) -> Reader:
     """Open the weights of a Hugging Face folder: safetensors before torch's files, an index or one file.
 
@@ -77,7 +82,10 @@ def open_reader(folder: Path) -> Reader:
 def _indexed_files(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [index.parent / name for name in sorted(set(weight_map.values()))]
+        names = sorted(set(weight_map.values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it names files outside its folder")
+        files = [index.parent / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not an index of weights: {error!r}. Fetch the file again.") from error
     missing = [file.name for file in files if not file.is_file()]
@@ -100,7 +108,7 @@ class _SafetensorsReader(Reader):
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{file} is not a whole safetensors file: {error}. Fetch it again.") from error
             for name in opened.keys():  # noqa: SIM118  # it is no dict
-                self.tensors[name] = TensorInfo(tuple(opened.get_slice(name).get_shape()), file)
+                self.tensors[name] = _described(opened.get_slice(name), file)
 
     def parts(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> list[Tensor]:
         part = self._files[self.tensors[name].file].get_slice(name)
@@ -123,7 +131,7 @@ class _TorchReader(Reader):
         for file in files:
             for name, tensor in _load(file).items():
                 self._mapped[name] = tensor
-                self.tensors[name] = TensorInfo(tuple(tensor.shape), file)
+                self.tensors[name] = TensorInfo(tuple(tensor.shape), file, str(tensor.dtype))
 
     def parts(self, name: str, rows: Rows, columns: tuple[int, int] | None = None) -> list[Tensor]:
         tensor = self._mapped[name]

@@ -60,13 +60,17 @@ def write_folder(
         topology: the ranks that call this.
 
     Raises:
-        CheckpointError: a rank could not write; on every rank. What was in `folder` is as it was.
+        CheckpointError: a rank could not write; on every rank. What was in `folder` is as it was, unless it was in the
+            last moments, when files are moved into it: then it has no config.json and no index, and is refused.
     """
     folder = folder.resolve()
     failing = f"The model could not be saved to {folder}"
 
     def prepare() -> tuple[Path, Description] | None:
-        return (_scratch(folder), describe()) if topology.rank == 0 else None
+        if topology.rank != 0:
+            return None
+        description = describe()  # before there is a folder to leave behind
+        return _scratch(folder), description
 
     def take_part() -> list[Shard]:
         remaining = iter(parameters)
@@ -160,6 +164,9 @@ def _move(scratch: Path, folder: Path) -> None:
         scratch.rename(folder)
         sync(folder.parent)
         return
+    for path in (folder / "config.json", *folder.glob("*.index.json")):
+        path.unlink(missing_ok=True)  # whoever is interrupted from here on leaves no model, rather than a mixed one
+    sync(folder)
     new = {path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()}
     for file in sorted(
         new, key=lambda file: (file.name == "config.json", file.name == _INDEX)

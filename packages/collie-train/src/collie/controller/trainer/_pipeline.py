@@ -14,6 +14,7 @@ from collie.config import CollieConfig
 from collie.controller.trainer._objective import Objective
 from collie.controller.trainer._steps import Shares, StepResult
 from collie.data import MicroBatch
+from collie.interfaces import DataError
 from collie.models import CollieModelForCausalLM
 from collie.module import IGNORE_INDEX, Mask, Rotation, model_inputs
 from collie.optim import FusedOptimizer
@@ -44,8 +45,9 @@ class EngineUpdate:
         return nullcontext()
 
     def __call__(self) -> tuple[float | None, bool]:
-        weights = self._model.weights_of_both_ends()
-        sum_over_ends([weight.grad for weight in weights if weight.grad is not None], self._topology)
+        for weight in self._model.weights_of_both_ends():
+            weight.grad = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+            sum_over_ends([weight.grad], self._topology)
         applied = self._engine.step()
         return self._engine.grad_norm(), applied
 
@@ -86,7 +88,7 @@ class PipelineStep:
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         fillers = self._pipeline.micro_batches_for(len(micro_batches)) - len(micro_batches)
         micro_batches = micro_batches + [MicroBatch(micro_batches[0].batch, 0)] * fillers
-        inputs = _alike([model_inputs(self._model, micro_batch.batch) for micro_batch in micro_batches])
+        inputs = _alike([self._inputs(micro_batch) for micro_batch in micro_batches])
         shares = Shares(self._topology)
         run = partial(self._run, micro_batches, inputs, [self._arranged(one) for one in inputs], total, shares)
         with self._update.gradients():
@@ -94,6 +96,12 @@ class PipelineStep:
             self._pipeline.step(len(inputs), rows, length, run)
         norm, applied = self._update()
         return StepResult(shares.reduce(of_last_stage=True), norm, applied)
+
+    def _inputs(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
+        inputs = model_inputs(self._model, micro_batch.batch)
+        if "input_ids" not in inputs or "inputs_embeds" in inputs:
+            raise DataError("the stages of a pipeline begin at input_ids, and a batch has none: give no inputs_embeds.")
+        return _of_all_rows(inputs)
 
     def _arranged(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
         return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
@@ -161,6 +169,14 @@ def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Call
     return finish
 
 
+def _of_all_rows(batch: dict[str, Any]) -> dict[str, Any]:
+    """Give each row its own position_ids where one stands for all of them."""
+    positions = batch.get("position_ids")
+    if isinstance(positions, Tensor) and positions.dim() > 1 and len(positions) == 1:
+        return {**batch, "position_ids": positions.expand(len(batch["input_ids"]), *positions.shape[1:])}
+    return batch
+
+
 def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Pad each micro-batch's inputs, [B, S] or [B, …, S], to the largest B and the largest S among them."""
     shapes = {tuple(one["input_ids"].shape) for one in inputs}
@@ -174,7 +190,7 @@ def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
 def _joined(micro_batches: list[MicroBatch]) -> MicroBatch:
     """Put the rows of several micro-batches into one; fillers, which repeat rows, are left out unless all are such."""
     counted = [micro_batch for micro_batch in micro_batches if micro_batch.rows] or micro_batches[:1]
-    batches = [micro_batch.batch for micro_batch in counted]
+    batches = [_of_all_rows(micro_batch.batch) for micro_batch in counted]
     length = max(batch["input_ids"].shape[1] for batch in batches)
     joined: dict[str, Any] = {}
     for key, first in batches[0].items():

@@ -46,10 +46,10 @@ class Trainer:
         tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model.
         loss_fn: GPTLMLoss gives the exact mean over all target tokens of the global batch. Any other callable gets
             the batch's and the output's entries that its parameters name and returns the mean over its rows.
-        train_fn: replaces forward and loss: train_fn(trainer, batch, global_step) is called once a micro-batch and
-            returns the mean loss of its rows, a tensor for the Trainer to backpropagate, or a float where it ran
-            backward and the optimizer itself. With Lomo(clip_grad_norm=…) under ZeRO-3 a returned tensor is needed
-            twice, and the function is called twice.
+        train_fn: replaces forward and loss: train_fn(trainer, batch, global_step) is called once a micro-batch, with
+            pipeline stages once a step with all its rows, and returns the mean loss of its rows, a tensor for the
+            Trainer to backpropagate, or a float where it ran backward and the optimizer itself. With
+            Lomo(clip_grad_norm=…) under ZeRO-3 a returned tensor is needed twice, and the function is called twice.
         eval_fn: with `eval_dataset`: eval_fn(evaluator, batch) -> dict for the metrics.
         optimizer: a torch optimizer over the model's parameters, or a fused one (Lomo). None: ds_config's
             `optimizer`, or no training.
