@@ -83,7 +83,7 @@ def full_parameters(
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if getattr(parameter, "tied_copy", False) and not copies:
+        if original_of(parameter) is not None and not copies:
             continue
         cut = cut_of(parameter)
         wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)

@@ -17,6 +17,7 @@ from collie.parallel._collectives import Group, gather_last, sum_backward
 from collie.parallel._cut import Cut, Ranges, cut_of, even, mark
 from collie.parallel._shard import as_zero3, is_partitioned
 from collie.parallel._stream import Stream
+from collie.parallel._tied import mark_copy, original_of
 from collie.parallel._topology import Topology
 
 # B batch, S sequence, E hidden, V vocabulary, C rows of a chunk, L entries of the vocabulary on this rank
@@ -139,6 +140,6 @@ def _resized(old: nn.Parameter, total: int, topology: Topology) -> nn.Parameter:
     if cut is not None:
         whole = torch.Size((total, *cut.whole[1:]))
         mark(new, replace(cut, whole=whole, held=even(total, topology.tp_size), length=rows), topology)
-    if hasattr(old, "tied_copy"):
-        new.tied_copy = old.tied_copy  # type: ignore[attr-defined]  # a mark, as `tp_cut` is
+    if (original := original_of(old)) is not None:
+        mark_copy(new, original)
     return new
