@@ -44,7 +44,8 @@ def summarise(trace: Path, top: int = 12) -> dict[str, Any]:
         ValueError: the trace has no step.
     """
     events = [e for e in json.loads(trace.read_text(encoding="utf-8"))["traceEvents"] if e.get("ph") == "X"]
-    steps = [_span(e) for e in events if str(e["name"]).startswith("ProfilerStep#")]
+    marks = [e for e in events if e.get("cat") == "user_annotation"]  # on a GPU's own line they begin with a kernel
+    steps = [_span(e) for e in marks if e["name"].startswith("ProfilerStep#")]
     if not steps:
         raise ValueError(f"{trace} has no step: call profile.step() after each.")
     step = max(steps, key=lambda span: span.start)

@@ -52,8 +52,10 @@ def lomo(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
 
 
 def adalomo(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
-    from collie.optim import AdaLomo
-
+    try:
+        from collie.optim import AdaLomo
+    except ImportError as error:
+        raise ConfigError("collie.optim has no AdaLomo in this version.") from error
     return AdaLomo(model, lr=lr)
 
 

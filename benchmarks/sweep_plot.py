@@ -13,9 +13,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # 
 
 
 def svg(curves: Mapping[str, Points], before: float, title: str) -> str:
-    """Return the plot: both axes logarithmic, `before` a dashed line, diverged runs crosses at the upper edge.
+    """Return the plot: both axes logarithmic, `before` a dashed line.
 
-    Perplexities above twice `before` are cut off at the edge: what matters is far below.
+    Runs that diverged, or ended far above `before`, are crosses at the upper edge: what matters is below.
 
     Raises:
         ValueError: there is no point.
@@ -24,7 +24,7 @@ def svg(curves: Mapping[str, Points], before: float, title: str) -> str:
     if not rates:
         raise ValueError("a plot needs at least one run.")
     reached = [value for points in curves.values() for _, value in points if value is not None]
-    low, high = min([before, *reached]) / 1.05, min(max([before, *reached]), 2 * before) * 1.05
+    low, high = min([before, *reached]) / 1.05, min(max([before, *reached]), 1.2 * before) * 1.05
     x = _Scale(min(rates) / 1.5, max(rates) * 1.5, LEFT, WIDTH - RIGHT)
     y = _Scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = [_text(WIDTH / 2, 22, title, "middle", size=15)]
@@ -70,13 +70,12 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _curve(name: str, points: Points, x: _Scale, y: _Scale, high: float, colour: str, key: float) -> list[str]:
     """The lines between neighbours that both ended well, a mark for each run, and the name in the key."""
-    ordered = sorted(points)
-    places = [(x(rate), None if value is None else y(min(value, high))) for rate, value in ordered]
+    places = [(x(rate), y(value) if value is not None and value <= high else None) for rate, value in sorted(points)]
     parts = [
         _line(x1, y1, x2, y2, colour, 2) for (x1, y1), (x2, y2) in pairwise(places) if y1 is not None and y2 is not None
     ]
-    for (at, height), (_, value) in zip(places, ordered, strict=True):
-        if height is None or value is None or value > high:
+    for at, height in places:
+        if height is None:
             parts += [_line(at - 4, TOP - 4, at + 4, TOP + 4, colour, 2)]
             parts += [_line(at - 4, TOP + 4, at + 4, TOP - 4, colour, 2)]
         else:
