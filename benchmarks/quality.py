@@ -6,8 +6,9 @@
 FOLDER of the model is what `benchmarks/smollm2.py` writes; GSM8K has train.jsonl and test.jsonl, with a question and
 an answer on each line. Every run begins with the folder's weights in bfloat16, sees the same rows in the same order,
 once, with a linear warm-up over a tenth of the steps and a linear decay after it, and no clipping. LOMO and AdaLomo
-hold weights in bfloat16 alone; AdamW runs in DeepSpeed, which holds them in float32, too; LoRA is AdamW on adapters of
-rank 16 at all linear layers. Perplexity is that of all tokens of the test texts.
+have no weights but those in bfloat16, and round each update to the nearest; lomo-sr and adalomo-sr round by chance, so
+that small updates are not lost. AdamW runs in DeepSpeed, which has the weights in float32, too. LoRA is AdamW on
+adapters of rank 16 at all linear layers. Perplexity is that of all tokens of the test texts.
 
 Prints a JSON line a run, adds it to results.jsonl in --out, and writes quality.md and quality.svg of all lines there,
 so that a sweep can be made in several calls. An optimizer that is not installed has a line with the reason.
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +49,16 @@ from collie.parallel import close_engine
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def lomo(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
-    return Lomo(model, lr=lr)
+def lomo(model: CollieModelForCausalLM, lr: float, **options: Any) -> torch.optim.Optimizer:
+    return Lomo(model, lr=lr, **options)
 
 
-def adalomo(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
+def adalomo(model: CollieModelForCausalLM, lr: float, **options: Any) -> torch.optim.Optimizer:
     try:
         from collie.optim import AdaLomo
     except ImportError as error:
         raise ConfigError("collie.optim has no AdaLomo in this version.") from error
-    return AdaLomo(model, lr=lr)
+    return AdaLomo(model, lr=lr, **options)
 
 
 def adamw(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
@@ -79,9 +81,13 @@ class Method:
     peft: Callable[[], Any] | None = None
 
 
+LOMO_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+ADALOMO_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 METHODS = {
-    "lomo": Method("LOMO", (1e-2, 3e-2, 1e-1, 3e-1, 1.0), lomo),
-    "adalomo": Method("AdaLomo", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), adalomo),
+    "lomo": Method("LOMO", LOMO_RATES, lomo),
+    "lomo-sr": Method("LOMO by chance", LOMO_RATES, partial(lomo, stochastic_rounding=True)),
+    "adalomo": Method("AdaLomo", ADALOMO_RATES, adalomo),
+    "adalomo-sr": Method("AdaLomo by chance", ADALOMO_RATES, partial(adalomo, stochastic_rounding=True)),
     "adamw": Method("AdamW", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), adamw),
     "lora": Method("LoRA", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), adamw, adapters),
 }

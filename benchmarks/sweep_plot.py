@@ -8,7 +8,7 @@ from itertools import pairwise
 Points = Sequence[tuple[float, float | None]]  # (learning rate, perplexity), None where the run diverged
 
 WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 64, 120, 40, 56
+LEFT, RIGHT, TOP, BOTTOM = 64, 160, 40, 56
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by the colour-blind, too
 
 
