@@ -40,15 +40,17 @@ class Losses(Callback):
         self.values.append(loss.item())
 
 
-def train(folder: Path, rows: list[list[int]], batch: int, lr: float, dtype: torch.dtype) -> list[float]:
-    """Return the loss of each step of one epoch."""
+def train(
+    folder: Path, rows: list[list[int]], batch: int, lr: float, dtype: torch.dtype, **options: Any
+) -> list[float]:
+    """Return the loss of each step of one epoch; `options` are LOMO's."""
     config = CollieConfig.from_pretrained(folder, train_epochs=1, train_micro_batch_size=batch, checkpointing=False)
     model = CollieModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype)
     losses = Losses()
     dataset = CollieDatasetForTraining([{"input_ids": row} for row in rows])
     with tempfile.TemporaryDirectory(prefix="collie-losses-") as runs:
         os.environ.setdefault("COLLIE_RUNS", runs)
-        optimizer = Lomo(model, lr=lr)
+        optimizer = Lomo(model, lr=lr, **options)
         Trainer(model=model, config=config, optimizer=optimizer, train_dataset=dataset, callbacks=losses).train()
     return losses.values
 
@@ -76,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="rows of a step")
     parser.add_argument("--length", type=int, default=64, help="tokens of a row")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--stochastic-rounding", action="store_true", help="of LOMO's updates in bfloat16")
     parser.add_argument("--within", type=float, default=0.02, help="the largest difference that passes")
     return parser.parse_args()
 
@@ -93,11 +96,13 @@ def main() -> int:
         raise SystemExit(f"{arguments.compare} is of other rows: give the same --data, and a model with its tokenizer.")
     started = time.perf_counter()
     dtype = torch.float32 if written is None else torch.bfloat16
-    losses = train(arguments.model, rows, sizes["batch"], sizes["lr"], dtype)
+    options = {"stochastic_rounding": True} if arguments.stochastic_rounding else {}
+    losses = train(arguments.model, rows, sizes["batch"], sizes["lr"], dtype, **options)
     line = {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "sizes": sizes,
+        **options,
         "first": losses[0],
         "last": losses[-1],
         "seconds": round(time.perf_counter() - started, 1),
