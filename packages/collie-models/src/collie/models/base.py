@@ -20,7 +20,7 @@ from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
 from collie.models._stages import StageCache, relayed
-from collie.models._steps import build, read_from, refuse_unsupported, split
+from collie.models._steps import build, read_alike, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
 from collie.parallel import (
@@ -141,7 +141,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
-        materialise(model, config, topology, chosen, read_from(folder, model, chosen))
+        materialise(model, config, topology, chosen, read_alike(folder, model, chosen, topology))
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -182,11 +182,13 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Replace this model's weights by a checkpoint's, in any layout. Collective.
 
         Raises:
-            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen. Nothing was replaced.
+            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen, be it for one rank alone; on
+                every rank. Nothing was replaced.
         """
         if unknown := set(hub) - set(_HUB):
             raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
-        refill(self, active_topology(), read_from(local_folder(path_or_name, **hub), self, self.dtype))
+        topology = active_topology()
+        refill(self, topology, read_alike(path_or_name, self, self.dtype, topology, **hub))
 
     def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
@@ -227,7 +229,9 @@ class CollieModelForCausalLM(nn.Module, Generates):
 
         Raises:
             ValueError: a number is no positive integer.
-            RuntimeError: an optimizer or a training engine has the present parameters.
+            RuntimeError: on a rank, an optimizer or a training engine has the present parameters. A plain optimizer of
+                torch is not known before its first gradients: make it after this.
+            CheckpointError: a rank has no room for the new values; on every rank, and the model is as it was.
         """
         resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
         return self.embed
