@@ -117,7 +117,8 @@ class Backend:
         def run(*qkv: Tensor) -> Tensor | None:
             return self.run(*qkv, mask, dropout)
 
-        return self.rehearsal is None or self.rehearsal.passes(call, run, (q_BNQH, k_BKTH, v_BKTH), call.grad)
+        kind = call, q_BNQH.shape[1] // k_BKTH.shape[1]  # how many query heads a key/value head serves is compiled in
+        return self.rehearsal is None or self.rehearsal.passes(kind, run, (q_BNQH, k_BKTH, v_BKTH), call.grad)
 
 
 # a pre-release, whose arguments change from one to the next: the one that benchmarks/attention.py has been run with
