@@ -114,8 +114,8 @@ class Backend:
     def compiles(self, call: Call, q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> bool:
         """Whether nothing went wrong in making the kernel, which may be made for this very call."""
 
-        def run(*qkv: Tensor) -> Tensor | None:
-            return self.run(*qkv, mask, dropout)
+        def run(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor) -> Tensor | None:
+            return self.run(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
 
         kind = call, q_BNQH.shape[1] // k_BKTH.shape[1]  # how many query heads a key/value head serves is compiled in
         return self.rehearsal is None or self.rehearsal.passes(kind, run, (q_BNQH, k_BKTH, v_BKTH), call.grad)
