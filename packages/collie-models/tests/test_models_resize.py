@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from collie.config import CollieConfig
-from collie.models import CollieModelForCausalLM
+from collie.interfaces import CheckpointError
+from collie.models import CollieModelForCausalLM, _resize
 from collie.parallel import active_topology, engine_for, full_parameters
 from collie.testing import golden, toy_llama_config, toy_moss_config
 
@@ -193,3 +194,46 @@ def test_a_gradient_that_waits_or_an_optimizer_in_the_backward_pass_is_refused()
         prepare(model)
         with pytest.raises(RuntimeError, match="an optimizer holds the model's present ones"):
             model.resize_token_embeddings(110)
+
+
+def resize_in_vain(layout, failing):
+    """One rank fails in making the new values; then none does."""
+    pp, tp, stage = layout
+    model = make("tied", pp_size=pp, tp_size=tp, ds_config={"zero_optimization": {"stage": stage}})
+    rank, resized = active_topology().rank, _resize._resized
+    with torch.no_grad():
+        before = model(IDS).logits
+    _resize._resized = no_room if rank == failing else resized
+    with pytest.raises(CheckpointError) as caught:
+        model.resize_token_embeddings(103)
+    _resize._resized = resized
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, before) and model.config.vocab_size == 97
+    model.resize_token_embeddings(103)
+    with torch.no_grad():
+        assert model(IDS).logits.shape[-1] == 103
+    return str(caught.value)
+
+
+def no_room(*arguments):
+    raise MemoryError("12 GB")
+
+
+@pytest.mark.parametrize(
+    ("count", "layout", "failing"), [(2, (1, 2, 0), 0), (2, (1, 1, 3), 0), (4, (2, 2, 0), 2), (4, (1, 2, 3), 3)]
+)
+def test_what_stops_one_rank_stops_all_and_leaves_the_model_as_it_was(ranks, count, layout, failing):
+    [message] = set(ranks(count, resize_in_vain, layout, failing, timeout=30))
+    assert message.endswith("could not be given 103 rows: MemoryError: 12 GB.")
+
+
+def resize_beside_a_gradient():
+    model = make("llama", pp_size=2)
+    if active_topology().rank == 1:
+        model.head.weight.grad = torch.zeros_like(model.head.weight)
+    with pytest.raises(RuntimeError, match="an optimizer holds the model's present ones"):
+        model.resize_token_embeddings(103)
+
+
+def test_training_that_one_stage_alone_knows_of_is_refused_on_all(ranks):
+    ranks(2, resize_beside_a_gradient, timeout=30)

@@ -1,6 +1,7 @@
 """Models whose weights ZeRO-3 splits over two ranks: the same numbers as one process, in every call."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -166,3 +167,28 @@ def test_weights_are_replaced_under_zero3(ranks, tmp_path):
     [expected] = ranks(1, save_changed, tmp_path / "other")
     for logits in ranks(2, replace, tmp_path / "other"):
         assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def replace_in_vain(folders, stage):
+    """Each rank reads a folder of its own, of which the second cannot be read; what they hear, and the logits after."""
+    model = load("llama3", stage)
+    with torch.no_grad():
+        before = model(IDS).logits
+    with pytest.raises(CheckpointError) as caught:
+        model.load_weights(folders[env.rank])
+    with pytest.raises(CheckpointError) as made:
+        CollieModelForCausalLM.from_pretrained(folders[env.rank], config=model.collie_config)
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, before)
+    return str(caught.value), str(made.value)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_what_one_rank_cannot_read_no_rank_takes(ranks, tmp_path, stage):
+    folders = tmp_path / "whole", tmp_path / "cut"
+    ranks(1, save_changed, folders[0])
+    shutil.copytree(*folders)
+    with (folders[1] / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    for messages in ranks(2, replace_in_vain, folders, stage, timeout=30):
+        assert all("cut/model.safetensors is not a whole safetensors file" in message for message in messages)

@@ -2,12 +2,15 @@
 
 import importlib.metadata
 import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from transformers import MistralConfig
 
 from collie.config import CollieConfig
@@ -15,6 +18,7 @@ from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
 from collie.module import Mask, _backends, _kernels, attention, attention_backend
 from collie.module._backends import BACKENDS
+from collie.module._rehearsal import Rehearsal
 from collie.testing import toy_config, toy_llama_config
 
 CPU = torch.device("cpu")
@@ -227,8 +231,8 @@ def test_a_model_trains_by_flash_attn_without_a_dense_mask(family, stand_in, mon
 # --- finding the packages -------------------------------------------------------------------------------------------
 
 
-def find(distribution="flash-attn", module="flash_attn"):
-    return _kernels._find.__wrapped__(distribution, module, (2, 5))
+def find(distribution="flash-attn", module="flash_attn", versions=">=2.5", requirement="flash-attn>=2.5"):
+    return _kernels._find.__wrapped__(distribution, module, versions, requirement)
 
 
 def installed(monkeypatch, version):
@@ -247,7 +251,7 @@ def test_a_package_is_found_by_its_distribution(monkeypatch):
     installed(monkeypatch, None)
     assert find() == "flash-attn is not installed"
     installed(monkeypatch, "2.4.2")
-    assert find() == "flash-attn 2.4.2 is installed, and 2.5 is needed"
+    assert find() == "flash-attn 2.4.2 is installed, and flash-attn>=2.5 is needed"
     for version in ("2.5", "2.8.3.post1", "3.0.0b1"):
         installed(monkeypatch, version)
         assert find() is module
@@ -260,3 +264,108 @@ def test_a_package_that_fails_to_import_is_not_used_and_said_to_be_so(monkeypatc
     reason = find(module="flash_for_another_torch")
     assert reason.startswith("flash-attn 2.8.3 cannot be imported (undefined symbol")
     assert "is installed, but cannot be imported and is not used: undefined symbol" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["4.0.0b35", "4.0.0b37", "4.0.0", "3.9"])
+def test_another_flash_attn_4_than_the_tested_one_is_not_used_and_said_to_be_so(version, monkeypatch, caplog):
+    """Its functions' arguments change from one pre-release to the next; the extra installs the one that was tested."""
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace())
+    installed(monkeypatch, version)
+    _kernels._find.cache_clear()
+    kernel = next(b for b in BACKENDS if b.name == "flash_attn_4").run
+    try:
+        reasons = {kernel.absent() for _ in range(3)}
+    finally:
+        _kernels._find.cache_clear()
+    [reason] = reasons
+    assert reason.startswith(f"flash-attn-4 {version} is installed, and flash-attn-4==4.0.0b36 is needed")
+    [said] = caplog.messages
+    assert "it is not used. pip install 'collie-models[flash]'" in said
+
+
+def test_the_extra_installs_the_version_that_is_used():
+    wanted = next(b for b in BACKENDS if b.name == "flash_attn_4").run.versions
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    [required] = project["optional-dependencies"]["flash"]
+    assert required.startswith(f"flash-attn-4{wanted};")
+
+
+# --- a kernel that is compiled at its first call ---------------------------------------------------------------------
+
+
+@pytest.fixture(params=["forward", "backward"])
+def broken(request, monkeypatch):
+    """flash-attn-4 on a machine where one of its passes cannot be compiled: how often it was tried."""
+    calls = []
+
+    class Passes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v):
+            calls.append(1)
+            if request.param == "forward":
+                raise RuntimeError("ptxas not found")
+            return q * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("ptxas not found")
+
+    package = SimpleNamespace(flash_attn_func=lambda q, k, v, **options: (Passes.apply(q, k, v), None))
+    monkeypatch.setattr(_kernels, "_find", lambda *which: package)
+    here = {"devices": ("cpu",), "dtypes": None, "head_dims": range(1, 999), "rehearsal": Rehearsal("flash-attn-4")}
+    table = tuple(replace(b, **here) if b.name == "flash_attn_4" else b for b in BACKENDS)
+    monkeypatch.setattr(_backends, "BACKENDS", table)
+    _backends._candidates.cache_clear()
+    yield calls
+    _backends._candidates.cache_clear()
+
+
+def test_a_kernel_that_cannot_be_compiled_is_said_once_and_replaced_by_the_next(broken, caplog):
+    for kind in ("causal", "window", "causal"):
+        mask = MASKS[kind]()
+        assert_close(result(attention, mask), result(plain, MASKS[kind]()), atol=2e-6, rtol=1e-5)
+    assert len(broken) == 1  # and is not tried again
+    assert caplog.messages == [
+        "flash-attn-4 failed and is not used anymore in this process: RuntimeError: ptxas not found"
+    ]
+    with (
+        attention_backend("flash_attn_4"),
+        pytest.raises(ConfigError, match=r"it failed \(RuntimeError: ptxas not found"),
+    ):
+        result(attention, MASKS["causal"]())
+
+
+def test_a_rehearsal_saves_nothing_for_the_layer_that_it_is_in():
+    """A checkpointed layer is run again in the backward pass, without one, and must have saved as much as before."""
+    rehearsal = Rehearsal("a kernel")
+
+    def layer(x):
+        assert rehearsal.passes("a", lambda x: x.exp() * x, (x,), grad=True)
+        return x.exp()
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    assert_close(x.grad, x.detach().exp())
+
+
+def test_a_rehearsal_passes_once_for_each_kind_and_leaves_the_graph_alone():
+    runs = []
+    rehearsal = Rehearsal("a kernel")
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    for kind in ("a", "a", "b"):
+        assert rehearsal.passes(kind, lambda x: runs.append(x.requires_grad) or x * x, (y,), grad=True)
+    assert rehearsal.passes("c", lambda x: runs.append(x.requires_grad) or x * x, (y,), grad=False)
+    assert runs == [True, True, False] and x.grad is None
+    y.sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]
+
+
+def test_no_memory_is_no_reason_to_give_a_kernel_up():
+    def full(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rehearsal = Rehearsal("a kernel")
+    with pytest.raises(torch.OutOfMemoryError):
+        rehearsal.passes("a", full, (torch.ones(2),), grad=True)
+    assert rehearsal.failure is None and rehearsal.passes("a", torch.sin, (torch.ones(2),), grad=True)

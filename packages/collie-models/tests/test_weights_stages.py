@@ -10,7 +10,7 @@ from collie.config import CollieConfig
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import _shards, _writer
-from collie.parallel import setup_distribution
+from collie.parallel import _gather, setup_distribution
 from collie.testing import toy_llama_config
 
 
@@ -90,6 +90,25 @@ def test_what_stops_one_writer_is_told_to_every_rank_and_leaves_nothing(ranks, t
     assert set(messages) == {f"The model could not be saved to {folder}: [Errno 28] No space left on device."}
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def save_without_room(folder):
+    """One rank, which writes nothing itself, finds no room to take part in gathering the second stage."""
+    model = stage(False, 2)
+    if setup_distribution(model.collie_config).rank == 3:
+        _gather._make_room = no_space
+    with pytest.raises(CheckpointError) as caught:
+        model.save_pretrained(folder)
+    return str(caught.value)
+
+
+def test_what_stops_one_rank_in_gathering_is_told_to_every_rank(ranks, tmp_path):
+    messages = ranks(4, save_without_room, tmp_path / "saved", timeout=30)
+    [message] = set(messages)
+    assert message.startswith("layers.") and message.endswith(
+        "could not be gathered: [Errno 28] No space left on device."
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def save_apart(folder):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, CodeGenConfig, LlamaConfig
 
 from collie.config import CollieConfig
-from collie.interfaces import CheckpointError
+from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM
-from collie.models.weights import Description, byte_size, write_folder
+from collie.models.weights import Description, _writer, byte_size, write_folder
 from collie.models.weights import _shards as writer
 from collie.parallel import Topology
 from collie.testing import golden, toy_llama_config, toy_moss_config
@@ -198,6 +199,40 @@ def test_a_failed_save_leaves_the_old_model_whole(tmp_path, monkeypatch):
         model.save_pretrained(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3])
+@pytest.mark.parametrize("size", ["16KB", "5GB"])
+def test_a_save_that_fails_while_files_are_moved_leaves_no_model_rather_than_a_mixed_one(
+    tmp_path, monkeypatch, moved, size
+):
+    """Into a folder of several shards: `moved` files have come into place when the file system refuses the next."""
+    folder = tmp_path / "saved"
+    source = a_source(tmp_path)
+    model = CollieModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(folder, max_shard_size="16KB")
+    replace, done = os.replace, []
+
+    def refuse(old, new):
+        if len(done) == moved:
+            raise OSError(5, "Input/output error")
+        done.append(new)
+        replace(old, new)
+
+    monkeypatch.setattr(_writer.os, "replace", refuse)
+    with pytest.raises(CheckpointError, match=r"could not be saved to .*saved: .*Input/output error"):
+        model.save_pretrained(folder, max_shard_size=size)
+    monkeypatch.undo()
+    assert len(done) == moved and not (folder / "config.json").exists() and not list(folder.glob("*.index.json"))
+    assert {path.name for path in tmp_path.iterdir()} == {"saved", "source"}
+    with pytest.raises((ConfigError, CheckpointError), match=r"config\.json"):
+        CollieModelForCausalLM.from_pretrained(folder)
+    if not (folder / "model.safetensors").exists():  # which would be the whole of the new weights
+        with pytest.raises(CheckpointError):
+            model.load_weights(folder)
+    model.save_pretrained(folder, max_shard_size=size)
+    with torch.no_grad():
+        assert torch.equal(CollieModelForCausalLM.from_pretrained(folder)(IDS).logits, model(IDS).logits)
 
 
 @pytest.mark.parametrize(

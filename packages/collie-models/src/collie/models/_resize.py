@@ -2,9 +2,11 @@
 
 Each rank keeps its modules and gets new parameters in them: on `meta` first, then materialised as when the model was
 made. The old values are gathered on a stage's leader, and the new ones pass through the CPU of each of its ranks whole.
+What can fail comes before the old parameters are touched, and is agreed upon: every rank resizes, or none does.
 """
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +24,8 @@ from collie.parallel import (
     materialise,
     resize_vocabulary,
     share_over_stage,
+    together,
+    together_in_stage,
 )
 
 if TYPE_CHECKING:
@@ -41,10 +45,15 @@ def resize(
     if total == model.config.vocab_size:
         return
     holder = nn.ModuleDict(_vocabularies(model))
-    _refuse_trained(model, holder)
-    topology = active_topology()
-    dtype = model.dtype
-    values = _new_values(holder, total, model.collie_config, topology, mean_resizing)
+    topology, dtype = active_topology(), model.dtype
+    _refuse_trained(model, holder, topology)
+    initialiser(model.collie_config, dtype)  # what is wrong with its settings is said before anything is gathered
+    values: dict[str, Tensor] = {}
+
+    def make() -> None:
+        values.update(_new_values(holder, total, model.collie_config, topology, mean_resizing))
+
+    together(topology, "The vocabulary could not be resized", make)
 
     def fill(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
         assert values[name].shape == shape and columns is None, "a vocabulary is divided by rows"
@@ -73,34 +82,42 @@ def _vocabularies(model: "CollieModelForCausalLM") -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Embedding | LMHead)}
 
 
-def _refuse_trained(model: nn.Module, holder: nn.Module) -> None:
-    engine = current_engine(model)
-    trained = engine is not None and engine.trains
-    for parameter in holder.parameters():
-        hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)  # an optimizer that owns the backward pass
-        trained = trained or parameter.grad is not None or bool(hooks)
-    if trained:
+def _refuse_trained(model: nn.Module, holder: nn.Module, topology: Topology) -> None:
+    """Refuse on every rank where one has parameters in training: a stage between the ends has none to look at."""
+    if any(together(topology, "The optimizer could not be looked for", lambda: _is_trained(model, holder))):
         raise RuntimeError(
             "resize_token_embeddings makes new parameters, and an optimizer holds the model's present ones. "
             "Resize before the optimizer and the Trainer are made."
         )
 
 
+def _is_trained(model: nn.Module, holder: nn.Module) -> bool:
+    engine = current_engine(model)
+    if engine is not None and engine.trains:
+        return True
+    # an optimizer that owns the backward pass has hooks; a plain one of torch leaves no trace before its first gradient
+    hooked = (getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in holder.parameters())
+    return any(hooked) or any(parameter.grad is not None for parameter in holder.parameters())
+
+
 def _new_values(
     holder: nn.Module, total: int, config: CollieConfig, topology: Topology, mean_resizing: bool
 ) -> dict[str, Tensor]:
-    """Return each parameter's new values, whole and on the CPU, on every rank of the stage. Collective."""
-    initialiser(config, torch.float32)  # what is wrong with its settings is said on every rank
+    """Return each parameter's new values, whole and on the CPU, on every rank of the stage. Collective in the stage."""
     tied = getattr(config.model_config, "tie_word_embeddings", False)
     values: dict[str, Tensor] = {}
     for name, old in full_parameters(holder, topology, copies=True):
         original = "embed.weight" if tied and name == "head.weight" else name  # which it is called elsewhere
-        new = _resized(original, old, total, config, mean_resizing) if old is not None else None
+        make = partial(_resized, original, old, total, config, mean_resizing)
+        new = together_in_stage(topology, f"{name} could not be given {total} rows", make)
         values[name] = values[original] = share_over_stage(new, topology)
     return values
 
 
-def _resized(name: str, old_VE: Tensor, total: int, config: CollieConfig, mean_resizing: bool) -> Tensor:
+def _resized(name: str, old_VE: Tensor | None, total: int, config: CollieConfig, mean_resizing: bool) -> Tensor | None:
+    """Return the new values where the old ones are: on the leader."""
+    if old_VE is None:
+        return None
     new = old_VE.new_empty((total, *old_VE.shape[1:]))
     kept = min(total, len(old_VE))
     new[:kept] = old_VE[:kept]

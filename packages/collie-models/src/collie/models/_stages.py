@@ -11,12 +11,12 @@ from collie.models._generation import CausalLMOutput
 from collie.parallel import Relay, Topology, active_topology, deal
 
 if TYPE_CHECKING:
-    from collie.models.base import CollieModelForCausalLM
+    from collie.models._decoder import Decoder
 
 _FIRST, _LAST = ("embed",), ("norm", "head")
 
 
-def keep_stages(model: "CollieModelForCausalLM", topology: Topology) -> None:
+def keep_stages(model: "Decoder", topology: Topology) -> None:
     """Leave of a model on `meta` the stages of this pipeline rank; what it does not hold is None.
 
     Raises:
@@ -36,7 +36,7 @@ def keep_stages(model: "CollieModelForCausalLM", topology: Topology) -> None:
             setattr(model, name, None)
 
 
-def _refuse_others(model: "CollieModelForCausalLM") -> None:
+def _refuse_others(model: "Decoder") -> None:
     known = (*_FIRST, "layers", *_LAST)
     others = sorted({name.partition(".")[0] for name, _ in model.named_parameters()} - set(known))
     if others:
@@ -64,7 +64,7 @@ class StageCache(DynamicCache):
 
 
 def relayed(
-    model: "CollieModelForCausalLM",
+    model: "Decoder",
     input_ids: Tensor | None,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,

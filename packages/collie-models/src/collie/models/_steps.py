@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
 from collie.models._stages import keep_stages
-from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import Fill, Plan, Stream, Topology, mark_copy
+from collie.models.weights import Checkpoint, local_folder, open_reader
+from collie.parallel import Fill, Plan, Stream, Topology, mark_copy, together
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -98,6 +98,23 @@ def read_from(folder: Path, model: "CollieModelForCausalLM", dtype: torch.dtype)
     every = (name for name, _ in template.named_parameters(remove_duplicate=False))
     tied = [name for name in every if name not in shapes]
     return Checkpoint(open_reader(folder), model.names, model.config, shapes, tied).fill(dtype)
+
+
+def read_alike(
+    path_or_name: str | Path, model: "CollieModelForCausalLM", dtype: torch.dtype, topology: Topology, **hub: Any
+) -> Fill:
+    """Return `read_from` of a folder or a repository of the Hub, where every rank can read it. Collective.
+
+    Raises:
+        CheckpointError: a rank cannot; on every rank, with the same words.
+    """
+    fills: list[Fill] = []  # they stay on their ranks
+
+    def read() -> None:
+        fills.append(read_from(local_folder(path_or_name, **hub), model, dtype))
+
+    together(topology, f"{path_or_name} could not be read", read)
+    return fills[0]
 
 
 def require_values(model_config: PretrainedConfig, **expected: Any) -> None:

@@ -1,31 +1,24 @@
-"""What all families share: one forward over their parts, generation, loading and saving."""
+"""What all families share: how a model is found, made, loaded and saved. How it runs is in `_decoder`."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Cache, DynamicCache, GenerationConfig, PretrainedConfig
+from torch import nn
+from transformers import GenerationConfig, PretrainedConfig
 
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError
+from collie.models._decoder import Decoder
 from collie.models._describe import config_json
 from collie.models._dtype import choose_dtype
-from collie.models._generation import CausalLMOutput, Generates
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
-from collie.models._stages import StageCache, relayed
-from collie.models._steps import build, read_from, refuse_unsupported, split
+from collie.models._steps import build, read_alike, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
-from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
+from collie.module import LMHead
 from collie.parallel import (
     Plan,
-    Stages,
     Stream,
     active_topology,
     full_parameters,
@@ -34,22 +27,19 @@ from collie.parallel import (
     setup_distribution,
 )
 
-# B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
-
 _HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 _NOT_OF_THE_HUB = {  # what transformers' from_pretrained takes, or took, besides
     "subfolder": "Give the path of that folder.",
     "proxies": "Set the environment variable HTTPS_PROXY.",
     "use_auth_token": "It is called token.",
 }
-_LOSS = GPTLMLoss()
 
 
-class CollieModelForCausalLM(nn.Module, Generates):
+class CollieModelForCausalLM(Decoder):
     """A decoder-only language model: embed → layers → norm → head.
 
-    A family is a subclass that makes these parts in its `__init__` and sets the class attributes below. A layer is
-    called as `layer(x_BSE, rope, mask, cache)`. `layers` is keyed by the layers' numbers in the whole model.
+    A family is a subclass that makes these parts in its `__init__`, as `Decoder` describes them, and sets the class
+    attributes below.
 
     Args:
         config: sizes, dropout, checkpointing, use_flash; its model_config describes the architecture. The model's
@@ -63,13 +53,6 @@ class CollieModelForCausalLM(nn.Module, Generates):
     plan: ClassVar[Plan | None] = None  # None: the family cannot be split over tensor-parallel ranks
     architecture: ClassVar[str] = ""  # for config.json of models that come from no checkpoint
     config_class: ClassVar[type[PretrainedConfig] | None] = None  # where transformers has none of its own
-
-    embed: nn.Embedding
-    layers: nn.ModuleDict
-    norm: nn.Module
-    head: LMHead
-    rope: Rope
-    stages: Stages | None = None  # under pipeline parallelism: what is not of this rank's stages is None
 
     def __init__(self, config: CollieConfig) -> None:
         super().__init__()
@@ -141,7 +124,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
-        materialise(model, config, topology, chosen, read_from(folder, model, chosen))
+        materialise(model, config, topology, chosen, read_alike(folder, model, chosen, topology))
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -178,15 +161,19 @@ class CollieModelForCausalLM(nn.Module, Generates):
             )
         return cls
 
+    # --- its weights --------------------------------------------------------------------------------------------
+
     def load_weights(self, path_or_name: str | Path, **hub: Any) -> None:
         """Replace this model's weights by a checkpoint's, in any layout. Collective.
 
         Raises:
-            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen. Nothing was replaced.
+            CheckpointError: there is no checkpoint, or a tensor is missing or misshapen, be it for one rank alone; on
+                every rank. Nothing was replaced.
         """
         if unknown := set(hub) - set(_HUB):
             raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
-        refill(self, active_topology(), read_from(local_folder(path_or_name, **hub), self, self.dtype))
+        topology = active_topology()
+        refill(self, topology, read_alike(path_or_name, self, self.dtype, topology, **hub))
 
     def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
@@ -227,170 +214,12 @@ class CollieModelForCausalLM(nn.Module, Generates):
 
         Raises:
             ValueError: a number is no positive integer.
-            RuntimeError: an optimizer or a training engine has the present parameters.
+            RuntimeError: on a rank, an optimizer or a training engine has the present parameters. A plain optimizer of
+                torch is not known before its first gradients: make it after this.
+            CheckpointError: a rank has no room for the new values; on every rank, and the model is as it was.
         """
         resize(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
         return self.embed
-
-    # --- running it ---------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
-        *,
-        inputs_embeds: Tensor | None = None,
-        return_logits: bool = True,
-        num_items_in_batch: int | Tensor | None = None,
-        logits_to_keep: int = 0,
-        return_dict: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> CausalLMOutput:
-        """Run the model over new tokens, after those in the cache.
-
-        Args:
-            input_ids: [B, S]
-            attention_mask: [B, T], 1 for tokens and 0 for padding on either side; None for no padding.
-            position_ids: [B, S] or [1, S]; by default counted from the cache's end, alike in every row.
-            labels: [B, S] with -100 where there is no target; shifted here.
-            past_key_values: a cache of transformers with earlier tokens; it is extended in place.
-            use_cache: make a cache where none is given.
-            inputs_embeds: [B, S, E] in place of input_ids.
-            return_logits: False with labels computes the loss in the head, and never holds [B, S, V].
-            num_items_in_batch: what the loss is divided by, for means over more than this batch; by default the
-                number of this batch's targets.
-            logits_to_keep: logits of only so many last positions; 0 for all. The loss is that of all positions.
-            return_dict, output_attentions, output_hidden_states: accepted from transformers' generate and peft;
-                attentions and hidden states are not returned, and asking for them is refused.
-
-        Raises:
-            ValueError: arguments contradict each other or have wrong shapes.
-        """
-        _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
-        cache = self._cache(past_key_values, use_cache)
-        wanted: dict[str, Any] = {
-            "labels": labels,
-            "return_logits": return_logits,
-            "num_items_in_batch": num_items_in_batch,
-            "logits_to_keep": logits_to_keep,
-        }
-        if self.stages is not None:
-            output = relayed(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **wanted)
-        else:
-            rope, mask = self.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
-            with self.flow(_length(input_ids, inputs_embeds), cache):
-                x_BSE = self.run_layers(self.enter(input_ids, inputs_embeds), rope, mask, cache)
-                output = self.finish(x_BSE, **wanted)
-        output.past_key_values = cache
-        return output
-
-    # The parts of a forward, which a pipeline's stages run apart, inside `flow`.
-
-    def flow(self, length: int, cache: Cache | None = None) -> AbstractContextManager[None]:
-        """Return the context of a forward over `length` new tokens: see `collie.parallel.Stream`."""
-        dropout = self.collie_config.dropout if self.training else 0.0
-        return self.stream.flow(length, split=cache is None, dropout=dropout)
-
-    def enter(self, input_ids: Tensor | None, inputs_embeds: Tensor | None = None) -> Tensor:
-        """Return [B, S, E]: what the first layer gets."""
-        x_BSE = self.embed(input_ids) if inputs_embeds is None else self.stream.part(inputs_embeds)
-        return F.dropout(x_BSE, self.collie_config.dropout, self.training)
-
-    def arranged(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[Rotation, Mask]:
-        """Return what all layers of one forward share; no hidden states are needed for it."""
-        given = inputs_embeds if input_ids is None else input_ids
-        assert given is not None
-        blank_BSE = torch.zeros((), device=self.device).expand(*given.shape[:2], 1)
-        return self.arrange(input_ids, attention_mask, position_ids, self._cached_length(cache), blank_BSE, cache)
-
-    def arrange(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past: int,
-        x_BSE: Tensor,
-        cache: Cache | None,
-    ) -> tuple[Rotation, Mask]:
-        """Return what all layers of one forward share: how positions turn, and which keys a query sees.
-
-        A family whose positions or visibility follow from the tokens overrides this. `past`: number of tokens in
-        `cache`.
-        """
-        new, device = self.stream.length(x_BSE), x_BSE.device
-        mask = Mask.build(attention_mask, new, past, device)
-        if position_ids is None:
-            return self.rope.span(past, past + new, device), mask
-        return self.rope.at(position_ids.to(device)), mask
-
-    def run_layers(
-        self, x_BSE: Tensor, rope: Rotation, mask: Mask, cache: Cache | None = None, names: Iterable[str] | None = None
-    ) -> Tensor:
-        """Run the layers of these names, all unless given. [B, S, E] → [B, S, E]."""
-        # a cache is extended by each call of a layer, so a layer that will be called again must not have one
-        again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
-        for layer in self.layers.values() if names is None else (self.layers[name] for name in names):
-            if again:
-                x_BSE = checkpoint(self.stream.bound(layer), x_BSE, rope, mask, None, use_reentrant=False)
-            else:
-                x_BSE = layer(x_BSE, rope, mask, cache)
-        return x_BSE
-
-    def finish(
-        self,
-        x_BSE: Tensor,
-        labels: Tensor | None = None,
-        return_logits: bool = True,
-        num_items_in_batch: int | Tensor | None = None,
-        logits_to_keep: int = 0,
-        length: int | None = None,
-    ) -> CausalLMOutput:
-        """Return loss and logits of what the last layer gave, in one call of the head: under ZeRO-3 each gathers it.
-
-        `length`: how many positions count, all unless given.
-        """
-        hidden_BSE = self.stream.whole(self.norm(x_BSE))[:, :length]
-        if labels is None:
-            return CausalLMOutput(logits=self.head(hidden_BSE[:, -logits_to_keep:]))  # -0 keeps all
-        labels = labels.to(hidden_BSE.device)
-        logits_BSV = self.head(hidden_BSE) if return_logits else None
-        count: int | Tensor = count_targets(labels).clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        total = self.head(hidden_BSE, labels) if logits_BSV is None else _LOSS.sum(logits_BSV, labels)[0]
-        kept_BSV = logits_BSV[:, -logits_to_keep:] if logits_BSV is not None else None
-        return CausalLMOutput(loss=total / count, logits=kept_BSV)
-
-    def stage_shape(self, rows: int, length: int, cache: Cache | None = None) -> tuple[int, int, int]:
-        """Return the shape of what one pipeline stage hands to the next, for input_ids of [rows, length]."""
-        return rows, self.stream.positions(length, split=cache is None), self.config.hidden_size
-
-    def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        if given is None:
-            return self.new_cache() if use_cache else None
-        if not isinstance(given, Cache) or given.is_compileable:
-            raise ValueError(f"past_key_values of type {type(given).__name__} is not supported. Use a DynamicCache.")
-        return given
-
-    def new_cache(self) -> DynamicCache:
-        """Return an empty cache for this rank's layers."""
-        if self.stages is None:
-            return DynamicCache(config=self.config)
-        return StageCache(self.config, int(next(iter(self.layers))))
-
-    def _cached_length(self, cache: Cache | None) -> int:
-        first = next(iter(self.layers))
-        return int(cache.get_seq_length(int(first))) if cache is not None else 0
 
     # --- what others ask of it ----------------------------------------------------------------------------------
 
@@ -421,27 +250,3 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """Let the head share the embedding's Parameter, where the config says so. Families call it once, on `meta`."""
         if getattr(self.config, "tie_word_embeddings", False):
             self.head.weight = self.embed.weight
-
-
-def _length(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> int:
-    given = input_ids if input_ids is not None else inputs_embeds
-    assert given is not None
-    return given.shape[1]
-
-
-def _check_arguments(
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    labels: Tensor | None,
-    return_logits: bool,
-    output_attentions: bool | None,
-    output_hidden_states: bool | None,
-) -> None:
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give either input_ids or inputs_embeds, and not both.")
-    if labels is None and not return_logits:
-        raise ValueError("return_logits=False without labels leaves nothing to compute. Give labels.")
-    if output_attentions or output_hidden_states:
-        raise ValueError(
-            "output_attentions and output_hidden_states are not supported: the model returns logits and loss."
-        )

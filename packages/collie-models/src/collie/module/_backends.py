@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend
 from collie.interfaces import ConfigError, nearest
 from collie.module._kernels import FlashKernel, TorchKernel
 from collie.module._mask import Mask
+from collie.module._rehearsal import Rehearsal
 
 # B batch, N query heads, K key/value heads, H head dim, Q queries, T keys
 
@@ -69,6 +70,7 @@ class Backend:
     dropout: whether it drops attention weights.
     training_only, one_query: whether it is not worth its while without gradients; whether it is for one query.
     absent: why it is not there at all, or None.
+    rehearsal: of a kernel that is compiled when it is first called.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Backend:
     training_only: bool = False
     one_query: bool = True
     absent: Callable[[], str | None] = lambda: None
+    rehearsal: Rehearsal | None = None
 
     def runs_on(self, device: str) -> bool:
         return self.devices is None or device in self.devices
@@ -108,9 +111,19 @@ class Backend:
         """Whether it is a good choice for a call that it can do."""
         return (call.grad or not self.training_only) and (self.one_query or not call.one_query)
 
+    def compiles(self, call: Call, q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> bool:
+        """Whether nothing went wrong in making the kernel, which may be made for this very call."""
 
-_FLASH_ATTN_4 = FlashKernel("flash-attn-4", "flash_attn.cute", "collie-models[flash]", oldest=(4, 0), dropout=False)
-_FLASH_ATTN_2 = FlashKernel("flash-attn", "flash_attn", "flash-attn>=2.5", oldest=(2, 5), dropout=True)
+        def run(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor) -> Tensor | None:
+            return self.run(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
+
+        kind = call, q_BNQH.shape[1] // k_BKTH.shape[1]  # how many query heads a key/value head serves is compiled in
+        return self.rehearsal is None or self.rehearsal.passes(kind, run, (q_BNQH, k_BKTH, v_BKTH), call.grad)
+
+
+# a pre-release, whose arguments change from one to the next: the one that benchmarks/attention.py has been run with
+_FLASH_ATTN_4 = FlashKernel("flash-attn-4", "flash_attn.cute", "==4.0.0b36", "collie-models[flash]", dropout=False)
+_FLASH_ATTN_2 = FlashKernel("flash-attn", "flash_attn", ">=2.5", "flash-attn>=2.5", dropout=True)
 _FLASH_MASKS = frozenset({"causal", "offset", "window", "padding"})
 
 BACKENDS: tuple[Backend, ...] = (
@@ -123,6 +136,7 @@ BACKENDS: tuple[Backend, ...] = (
         dropout=False,
         one_query=False,  # it does not split the keys among the GPU's processors, and one query is little else to split
         absent=_FLASH_ATTN_4.absent,
+        rehearsal=Rehearsal("flash-attn-4"),
     ),
     Backend(
         "cudnn",
@@ -212,12 +226,17 @@ def fused(q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: f
         ConfigError: `attention_backend` holds it to one that does not.
     """
     call, forced = Call.of(q_BNQH, mask, dropout), _forced[-1] if _forced else None
-    for backend in _candidates(call, forced):
+    able = _candidates(call, forced)
+    for backend in able:
+        if not backend.compiles(call, q_BNQH, k_BKTH, v_BKTH, mask, dropout):
+            continue
         out = backend.run(q_BNQH, k_BKTH, v_BKTH, mask, dropout)
         if out is not None:
             _say(backend.name, call)
             return out
-    raise ConfigError(f"attention_backend({forced!r}) cannot do this call: torch does not take these tensors for it.")
+    failures = [backend.rehearsal.failure for backend in able if backend.rehearsal and backend.rehearsal.failure]
+    reason = f"it failed ({failures[0]})" if failures else "torch does not take these tensors for it"
+    raise ConfigError(f"attention_backend({forced!r}) cannot do this call: {reason}.")
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from packaging.specifiers import SpecifierSet
 from torch import Tensor
 from torch.backends.cuda import (
     SDPAParams,
@@ -79,25 +80,25 @@ class FlashKernel:
     own it sees. (Read in flash_attn 2.8 and in flash_attn.cute of flash-attn-4 4.0.0b36.)
 
     distribution, module: what is installed, and what it is imported as.
-    requirement: what pip installs it by.
-    oldest: the first version that has the arguments.
+    versions: those that are used, as pip specifies them.
+    requirement: what pip installs one of them by.
     dropout: whether the functions have one.
     """
 
     distribution: str
     module: str
+    versions: str
     requirement: str
-    oldest: tuple[int, ...]
     dropout: bool
 
     def absent(self) -> str | None:
         """Why the package cannot be used here, or None."""
-        found = _find(self.distribution, self.module, self.oldest)
+        found = _find(self.distribution, self.module, self.versions, self.requirement)
         return f"{found} (pip install '{self.requirement}')" if isinstance(found, str) else None
 
     def __call__(self, q_BNQH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, mask: Mask, dropout: float) -> Tensor:
         """Return [B, N, Q, H]; zeros on padding."""
-        package = _find(self.distribution, self.module, self.oldest)
+        package = _find(self.distribution, self.module, self.versions, self.requirement)
         options: dict[str, Any] = {"causal": True, "deterministic": torch.are_deterministic_algorithms_enabled()}
         if self.dropout:
             options["dropout_p"] = dropout
@@ -122,8 +123,8 @@ def _output(returned: Any) -> Tensor:
 
 
 @cache
-def _find(distribution: str, module: str, oldest: tuple[int, ...]) -> Any:
-    """Return the module, or the reason why it cannot be used.
+def _find(distribution: str, module: str, versions: str, requirement: str) -> Any:
+    """Return the module, or the reason why it cannot be used; what is installed in vain is warned of, once.
 
     The distribution is asked for, not the module alone: both packages own parts of `flash_attn`, and builds of
     flash-attn 2 hold an early copy of flash_attn.cute.
@@ -132,9 +133,10 @@ def _find(distribution: str, module: str, oldest: tuple[int, ...]) -> Any:
         version = importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return f"{distribution} is not installed"
-    numbers = tuple(int(part) for part in version.split(".")[: len(oldest)] if part.isdigit())
-    if numbers < oldest:
-        return f"{distribution} {version} is installed, and {'.'.join(map(str, oldest))} is needed"
+    if not SpecifierSet(versions).contains(version, prereleases=True):
+        reason = f"{distribution} {version} is installed, and {distribution}{versions} is needed"
+        _logger.warning("%s: it is not used. pip install '%s'", reason, requirement)
+        return reason
     try:
         found: ModuleType = importlib.import_module(module)
     except Exception as error:  # whatever a package built for another torch or CUDA raises: there are other kernels

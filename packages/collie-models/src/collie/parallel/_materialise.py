@@ -4,11 +4,10 @@ A model that a plan has split holds parts of parameters, each with a `Cut` that 
 a rank holds into flat slices over the dp ranks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from collie.config import CollieConfig
@@ -69,35 +68,6 @@ def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
         _write(parameter, name, topology, fill)
     if engine is not None:
         engine.refresh_master_weights()
-
-
-def full_parameters(
-    model: nn.Module, topology: Topology, *, copies: bool = False
-) -> Iterator[tuple[str, Tensor | None]]:
-    """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
-
-    Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, with
-    `copies` also the copy of a tied one that the first stage has. Collective: every rank must walk it to the end. A
-    leader never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor
-    shares its memory.
-    """
-    wholes: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if original_of(parameter) is not None and not copies:
-            continue
-        cut = cut_of(parameter)
-        wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
-    for name, parameters in wholes.items():
-        if cut_of(parameters[0]) is not None:
-            yield name, _assemble(parameters, topology)
-            continue
-        whole = _held(parameters[0], topology)
-        yield name, whole.detach().cpu() if leads_stage(topology) and whole is not None else None
-
-
-def leads_stage(topology: Topology) -> bool:
-    """Whether this rank is the one of its pipeline stage that whole tensors are gathered on; without stages rank 0."""
-    return topology.dp_rank == 0 and topology.tp_rank == 0
 
 
 def _owners(model: nn.Module) -> dict[str, tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
@@ -166,40 +136,3 @@ def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -
         columns = {} if piece.columns is None else {"columns": piece.columns}
         values = fill(source, cut.whole, piece.start, piece.stop, **columns)
         target[piece.at - start :][: values.numel()].copy_(values)
-
-
-def _assemble(parameters: list[nn.Parameter], topology: Topology) -> Tensor | None:
-    """Return a whole parameter on its stage's leader, on the CPU, from the parts of the tp ranks; None elsewhere."""
-    whole: Tensor | None = None
-    for parameter in parameters:
-        cut, part = cut_of(parameter), _held(parameter, topology)
-        assert cut is not None
-        if part is None:  # the first dp rank has it
-            continue
-        parts = [torch.empty_like(part) for _ in range(topology.tp_size)] if topology.tp_rank == 0 else None
-        if topology.tp_group is not None:
-            dist.gather(part.contiguous(), parts, group=topology.tp_group, group_dst=0)
-        if parts is None or not leads_stage(topology):
-            continue
-        if whole is None:
-            whole = torch.empty(cut.whole, dtype=part.dtype)
-        for tp_rank, part in enumerate(parts):
-            cut.put(part, tp_rank, whole)
-    return whole
-
-
-def _held(parameter: nn.Parameter, topology: Topology) -> Tensor | None:
-    """Return what this rank's tensor-parallel place holds of a parameter; None where another dp rank gathers it."""
-    return _gather(parameter, topology) if is_partitioned(parameter) else parameter.detach()
-
-
-def _gather(parameter: nn.Parameter, topology: Topology) -> Tensor | None:
-    """Gather a parameter's slices on the first rank of its dp group; None on the others."""
-    whole = as_zero3(parameter)
-    part = whole.ds_tensor.data
-    if topology.dp_group is None:
-        return part[: whole.ds_numel].view(whole.ds_shape)
-    first = topology.dp_rank == 0
-    parts = [torch.empty_like(part) for _ in range(topology.dp_size)] if first else None
-    dist.gather(part, parts, group=topology.dp_group, group_dst=0)
-    return torch.cat(parts)[: whole.ds_numel].view(whole.ds_shape) if parts is not None else None
