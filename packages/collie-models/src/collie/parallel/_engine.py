@@ -15,6 +15,7 @@ from collie.config import CollieConfig
 from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._grid import Grid
+from collie.parallel._places import hold_places
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
 _engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
@@ -70,9 +71,10 @@ class Engine:
         deepspeed = deepspeed_module()
         grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
+        self._places = hold_places(model, optimizer) if trains and topology.pp_size > 1 else None
         try:
             self._deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=dict(self.settings), mpu=grid
+                model=self._places or model, optimizer=optimizer, config=dict(self.settings), mpu=grid
             )
         except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
             raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
@@ -101,6 +103,8 @@ class Engine:
 
     def step(self) -> bool:
         """Update after the last micro-batch of a step; return whether an update was made (fp16 overflow skips it)."""
+        if self._places is not None:
+            self._places.backward()
         self._deepspeed.step()
         return bool(self._deepspeed.was_step_applied())
 
