@@ -201,7 +201,19 @@ def engine_settings(
         settings.pop("scheduler", None)
     if config.pp_size > 1:  # the pipeline adds up a step's gradients, and DeepSpeed sees them when it steps
         settings |= {"gradient_accumulation_steps": 1, "managed_gradient_accumulation": False}
-    return settings
+    return _with_exact_norms(settings, config) if trains else settings
+
+
+def _with_exact_norms(settings: dict[str, Any], config: CollieConfig) -> dict[str, Any]:
+    """Make stage 0 in half precision a stage 1 where several ranks hold a replica: the same update.
+
+    DeepSpeed's stage 0 flattens the gradients there, forgets which rank counts which, and clips by the norm of the
+    first rank's alone. Its stage 1 divides the optimizer's states over dp besides.
+    """
+    half = settings.get("bf16", {}).get("enabled") or settings.get("fp16", {}).get("enabled")
+    if not half or config.pp_size * config.tp_size == 1 or settings["zero_optimization"]["stage"] > 0:
+        return settings
+    return settings | {"zero_optimization": {**settings["zero_optimization"], "stage": 1}}
 
 
 def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str, Any]) -> None:
@@ -215,7 +227,7 @@ def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str,
     if stage > 0 and whole_tensor:
         raise ConfigError(
             f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "
-            f"them. Use stage 0, or an elementwise optimizer such as AdamW."
+            f"them. Use an elementwise optimizer such as AdamW, or stage 0 (in bf16 and fp16 without tp and pp)."
         )
 
 

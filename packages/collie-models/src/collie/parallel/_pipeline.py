@@ -108,7 +108,9 @@ class Pipeline:
         if stage == self._stages.count - 1:
             return result.reshape(1)
         result = result.to(self._dtype)  # under autocast it may be in another
-        return result if result.requires_grad else result.requires_grad_()  # nothing to train so far: backward ends here
+        return (
+            result if result.requires_grad else result.requires_grad_()
+        )  # nothing to train so far: backward ends here
 
 
 class _Part(nn.Module):
