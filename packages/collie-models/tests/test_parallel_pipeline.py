@@ -215,7 +215,7 @@ def test_stages_hand_on_what_the_next_one_receives_under_autocast():
             assert their_loss == pytest.approx(loss, abs=1e-2)
             assert_close(their_logits, logits, check_dtype=False, atol=0.05, rtol=0.05)
             for name, grad in their_grads.items():
-                assert_close(grad, grads[name], atol=0.01, rtol=0.05)
+                assert (grad - grads[name]).norm() < 0.02 * grads[name].norm()  # sums in bf16 round differently
 
 
 def test_parameters_outside_the_known_parts_are_refused():
