@@ -108,9 +108,8 @@ class Pipeline:
         if stage == self._stages.count - 1:
             return result.reshape(1)
         result = result.to(self._dtype)  # under autocast it may be in another
-        return (
-            result if result.requires_grad else result.requires_grad_()
-        )  # nothing to train so far: backward ends here
+        # where nothing is trained so far, backward must find something to end in
+        return result if result.requires_grad else result.requires_grad_()
 
 
 class _Part(nn.Module):
