@@ -107,6 +107,9 @@ def train(
         parameter.requires_grad_(keep in name)
     if optimizer == "lomo":
         made = Lomo(model, lr=LR, clip_grad_norm=clip or None)
+    elif optimizer == "groups":
+        vectors, matrices = ([p for p in model.parameters() if (p.dim() > 1) is deep] for deep in (False, True))
+        made = torch.optim.SGD([{"params": vectors, "lr": LR / 2}, {"params": matrices}], lr=LR)
     else:
         made = torch.optim.SGD(model.parameters(), lr=LR)
     losses = Losses()
@@ -228,6 +231,17 @@ def test_a_stage_with_nothing_to_train_takes_part_in_every_step(one_process, arg
     expected = one_process(clip=0.5, optimizer=arguments["optimizer"], keep=keep)
     results = run_ranks(2, lambda: train(pp=2, clip=0.5, keep=keep, **arguments))
     compare(results, expected)
+
+
+def test_each_group_keeps_its_place_and_its_learning_rate(one_process):
+    """Of the first stage one group is frozen, of the last both: DeepSpeed drops none of them."""
+    arguments = {"optimizer": "groups", "keep": "layers.0.mlp.", "clip": 0.5}
+    expected = one_process(**arguments)
+
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 0.0, lambda step: 1.0])  # of the second, LR
+
+    compare(run_ranks(2, lambda: train(pp=2, stage=1, lr_scheduler=schedule, **arguments)), expected)
 
 
 def test_a_train_fn_trains_the_last_stage_alone(one_process):
