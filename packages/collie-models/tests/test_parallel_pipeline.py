@@ -171,22 +171,51 @@ def test_stages_generate_what_one_process_does(ranks, fields):
 
 
 def dropped(**fields):
-    """The gradients of a training forward with dropout, with recomputation and without, from the same seed."""
-    found = []
+    """Whether a training forward with dropout has the same gradients with recomputation and without, from one seed;
+    what each of this rank's first layers draws on the way, and what is drawn after it."""
+    found, inside = [], []
     for checkpointing in (False, True):
         model = make("llama", eval_mode=False, dropout=0.3, checkpointing=checkpointing, **fields)
+        first = next(iter(model.layers.values()))
+        first.register_forward_pre_hook(lambda *_: inside.append(torch.rand(3)))
         set_seed(model.collie_config)
         model(IDS, MASK, labels=LABELS).loss.backward()
         found.append([p.grad for p in model.parameters()])
     noise = torch.rand(3)
-    return all(torch.equal(a, b) for a, b in zip(*found, strict=True)), noise
+    return all(torch.equal(a, b) for a, b in zip(*found, strict=True)), inside[0], noise
 
 
 def test_recomputing_a_stage_gives_the_same_gradients_to_the_bit():
-    """Also with dropout; and stages draw other numbers."""
-    (same, first), (also, second) = run(2, dropped, pp_size=2)
+    """Also with dropout. Stages drop by other numbers than each other, and go on with equal ones."""
+    (same, first, noise), (also, second, their_noise) = run(2, dropped, pp_size=2)
     assert same and also
     assert not torch.equal(first, second)
+    assert torch.equal(noise, their_noise)
+
+
+def under_autocast(**fields):
+    """Logits and gradients of a model of which every layer's output is in autocast's dtype, not the weights'."""
+    model = make("llama", eval_mode=False, **fields)
+    handed = []
+    for layer in model.layers.values():
+        layer.register_forward_hook(lambda _, __, x_BSE: x_BSE.bfloat16())
+        layer.register_forward_pre_hook(lambda _, given: handed.append(given[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(IDS, MASK, labels=LABELS)
+    output.loss.backward()
+    return output.loss.item(), output.logits, {name: p.grad for name, p in model.named_parameters()}, set(handed)
+
+
+def test_stages_hand_on_what_the_next_one_receives_under_autocast():
+    """In the weights' dtype, whatever the last layer gave; the gradient comes back in the same."""
+    [(loss, logits, grads, dtypes)] = run(1, under_autocast)
+    assert torch.bfloat16 in dtypes
+    for schedule in ("1f1b", "interleaved"):
+        for their_loss, their_logits, their_grads, _ in run(2, under_autocast, pp_size=2, pp_schedule=schedule):
+            assert their_loss == pytest.approx(loss, abs=1e-2)
+            assert_close(their_logits, logits, check_dtype=False, atol=0.05, rtol=0.05)
+            for name, grad in their_grads.items():
+                assert (grad - grads[name]).norm() < 0.02 * grads[name].norm()  # sums in bf16 round differently
 
 
 def test_parameters_outside_the_known_parts_are_refused():

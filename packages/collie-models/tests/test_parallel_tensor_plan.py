@@ -94,8 +94,8 @@ def test_keys_and_values_go_where_their_queries_are():
         assert (attention.heads, attention.kv_heads) == (1, 1)
         head = rank // 2
         assert cut_of(attention.k.weight).held[rank] == ((8 * head, 8 * head + 8),)
-        assert attention.k.weight.tensor_model_parallel is (rank % 2 == 0)
-        assert attention.q.weight.tensor_model_parallel is True
+        assert cut_of(attention.k.weight).counts_on(rank) is (rank % 2 == 0)
+        assert cut_of(attention.q.weight).counts_on(rank)
 
 
 class Block(nn.Module):

@@ -4,11 +4,12 @@ from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForTraining
 from collie.data._loader import CollieDataLoader
-from collie.data._padder import ColliePadder
+from collie.data._padder import DEFAULT_PADDING, ColliePadder
 from collie.data._sampler import CollieBatchSampler, SeededSampler
 from collie.module import IGNORE_INDEX
 
 __all__ = [
+    "DEFAULT_PADDING",
     "IGNORE_INDEX",
     "CollieBatchSampler",
     "CollieDataLoader",

@@ -9,7 +9,7 @@ from transformers import Cache, DynamicCache, GenerationMixin
 from transformers.utils import ModelOutput
 
 from collie.config import CollieConfig
-from collie.parallel import Topology, active_topology, draw_alike
+from collie.parallel import active_topology, draw_alike
 
 
 @dataclass
@@ -45,13 +45,6 @@ class Generates(GenerationMixin):
         The ranks of a replica are given the same prompts, and draw the same numbers: those of the first of them.
         """
         topology = active_topology()
-        if topology.pp_rank > 0:  # afterwards each stage goes on with numbers of its own
-            gpus = [topology.device] if topology.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=gpus):
-                return self._generate(topology, *args, **kwargs)
-        return self._generate(topology, *args, **kwargs)
-
-    def _generate(self, topology: Topology, *args: Any, **kwargs: Any) -> Any:
         draw_alike(topology)
         if self.collie_config.pp_size > 1 and kwargs.get("use_cache", True):
             kwargs.setdefault("past_key_values", self.new_cache())

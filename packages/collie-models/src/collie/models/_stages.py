@@ -8,7 +8,7 @@ from transformers import Cache, DynamicCache, PretrainedConfig
 
 from collie.interfaces import ParallelSizeError
 from collie.models._generation import CausalLMOutput
-from collie.parallel import Relay, Topology, active_topology, deal
+from collie.parallel import Relay, Topology, active_topology, deal, draws_of_stage
 
 if TYPE_CHECKING:
     from collie.models._decoder import Decoder
@@ -85,17 +85,19 @@ def relayed(
     assert stages is not None and given is not None
     rows, length = given.shape[:2]
     shape = model.stage_shape(rows, length, cache)
-    relay = Relay(stages, active_topology())
+    topology = active_topology()
+    relay = Relay(stages, topology)
+    dropout = model.collie_config.dropout if model.training else 0.0
     arranged = model.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
     output = CausalLMOutput()
     for stage in stages.own:
-        with model.flow(length, cache):
+        with draws_of_stage(topology, stage, dropout), model.flow(length, cache):
             x_BSE = model.enter(input_ids, inputs_embeds) if stage == 0 else relay.receive(stage, shape, model.dtype)
             x_BSE = model.run_layers(x_BSE, *arranged, cache, stages.layers[stage])
             if stage == stages.count - 1:
                 output = model.finish(x_BSE, **wanted)
             else:
-                relay.send(stage, x_BSE)
+                relay.send(stage, x_BSE, model.dtype)
     labels, return_logits, keep = wanted["labels"], wanted["return_logits"], wanted["logits_to_keep"]
     if labels is not None:
         output.loss = relay.share(output.loss, (), torch.float32)

@@ -11,7 +11,7 @@ from collie.parallel._materialise import Fill, materialise, refill
 from collie.parallel._once import once_per_node
 from collie.parallel._pipeline import Pipeline
 from collie.parallel._plan import Column, Entry, Plan, Row, Summed, VocabColumn, VocabRow
-from collie.parallel._random import apart, draw_alike
+from collie.parallel._random import apart, draw_alike, draws_of_stage
 from collie.parallel._relay import Relay
 from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
 from collie.parallel._stages import Stages, deal
@@ -54,6 +54,7 @@ __all__ = [
     "deal",
     "deepspeed_config",
     "draw_alike",
+    "draws_of_stage",
     "engine_for",
     "env",
     "full_parameters",

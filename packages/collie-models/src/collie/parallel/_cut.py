@@ -8,8 +8,6 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from collie.parallel._topology import Topology
-
 Ranges = tuple[tuple[int, int], ...]  # [start, stop), in the order in which a rank holds them
 
 
@@ -93,14 +91,11 @@ def joined(parts: Iterable[tuple[int, int]]) -> Ranges:
 
 class _CutParameter(Protocol):
     tp_cut: Cut
-    tensor_model_parallel: bool  # DeepSpeed's mark: this rank counts the parameter in norms
 
 
-def mark(parameter: nn.Parameter, cut: Cut, topology: Topology) -> nn.Parameter:
-    """Let a parameter say what it is a part of, to us and to DeepSpeed; return it."""
-    marked = cast(_CutParameter, parameter)
-    marked.tp_cut = cut
-    marked.tensor_model_parallel = cut.counts_on(topology.tp_rank)
+def mark(parameter: nn.Parameter, cut: Cut) -> nn.Parameter:
+    """Let a parameter say what it is a part of; return it."""
+    cast(_CutParameter, parameter).tp_cut = cut
     return parameter
 
 

@@ -15,6 +15,7 @@ from collie.config import CollieConfig
 from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._grid import Grid
+from collie.parallel._places import hold_places
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
 _engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
@@ -70,9 +71,10 @@ class Engine:
         deepspeed = deepspeed_module()
         grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
+        self._places = hold_places(model, optimizer) if trains and topology.pp_size > 1 else None
         try:
             self._deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=dict(self.settings), mpu=grid
+                model=self._places or model, optimizer=optimizer, config=dict(self.settings), mpu=grid
             )
         except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
             raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
@@ -101,6 +103,8 @@ class Engine:
 
     def step(self) -> bool:
         """Update after the last micro-batch of a step; return whether an update was made (fp16 overflow skips it)."""
+        if self._places is not None:
+            self._places.backward()
         self._deepspeed.step()
         return bool(self._deepspeed.was_step_applied())
 
@@ -197,7 +201,19 @@ def engine_settings(
         settings.pop("scheduler", None)
     if config.pp_size > 1:  # the pipeline adds up a step's gradients, and DeepSpeed sees them when it steps
         settings |= {"gradient_accumulation_steps": 1, "managed_gradient_accumulation": False}
-    return settings
+    return _with_exact_norms(settings, config) if trains else settings
+
+
+def _with_exact_norms(settings: dict[str, Any], config: CollieConfig) -> dict[str, Any]:
+    """Make stage 0 in half precision a stage 1 where several ranks hold a replica: the same update.
+
+    DeepSpeed's stage 0 flattens the gradients there, forgets which rank counts which, and clips by the norm of the
+    first rank's alone. Its stage 1 divides the optimizer's states over dp besides.
+    """
+    half = settings.get("bf16", {}).get("enabled") or settings.get("fp16", {}).get("enabled")
+    if not half or config.pp_size * config.tp_size == 1 or settings["zero_optimization"]["stage"] > 0:
+        return settings
+    return settings | {"zero_optimization": {**settings["zero_optimization"], "stage": 1}}
 
 
 def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str, Any]) -> None:
@@ -211,7 +227,7 @@ def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str,
     if stage > 0 and whole_tensor:
         raise ConfigError(
             f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "
-            f"them. Use stage 0, or an elementwise optimizer such as AdamW."
+            f"them. Use an elementwise optimizer such as AdamW, or stage 0 (in bf16 and fp16 without tp and pp)."
         )
 
 

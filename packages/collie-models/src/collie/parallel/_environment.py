@@ -86,12 +86,11 @@ env = Env()
 
 
 def set_seed(config: CollieConfig) -> None:
-    """Seed Python, numpy and torch, alike on the tensor-parallel ranks of a stage.
+    """Seed Python, numpy and torch: alike on the ranks of a replica, and differently in each replica.
 
-    Dropout differs between replicas and between stages; what a replica's ranks must share is drawn apart.
+    Where a replica's ranks must draw other numbers than each other (dropout of their parts), they do so by `apart`.
     """
-    topology = active_topology()
-    seed = config.seed + topology.pp_rank * topology.dp_size + topology.dp_rank
+    seed = config.seed + active_topology().dp_rank
     random.seed(seed)
     torch.manual_seed(seed)
     try:

@@ -36,7 +36,7 @@ class ColumnLinear(nn.Linear):
         super().__init__(whole.in_features, rows, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
         for attribute, parameter in whole.named_parameters():
             cut = Cut(f"{name}.{attribute}", parameter.shape, 0, held, rows, copies)
-            mark(self.get_parameter(attribute), cut, topology)
+            mark(self.get_parameter(attribute), cut)
         self.copies = copies
         self.stream = stream
         self.copies_group = topology.tp_subgroup(copies)
@@ -80,7 +80,7 @@ class RowLinear(nn.Linear):
         columns = whole.in_features // topology.tp_size
         super().__init__(columns, whole.out_features, whole.bias is not None, device="meta", dtype=whole.weight.dtype)
         held = even(whole.in_features, topology.tp_size)
-        mark(self.get_parameter("weight"), Cut(f"{name}.weight", whole.weight.shape, 1, held, columns), topology)
+        mark(self.get_parameter("weight"), Cut(f"{name}.weight", whole.weight.shape, 1, held, columns))
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn
         sum_gradient(made, topology)
     cut, original = cut_of(parameter), original_of(parameter)
     if cut is not None:
-        mark(made, cut, topology)
+        mark(made, cut)
     if original is not None:
         mark_copy(made, original)
     if topology.model_group is not None:

@@ -102,9 +102,14 @@ class Pipeline:
         )
 
     def compute(self, stage: int, number: int, hidden: Tensor | None) -> Tensor:
-        """Compute one of the stages as the running step says."""
+        """Compute one of the stages as the running step says; what it sends on is what the next stage receives."""
         assert self._run is not None
-        return self._run(stage, number, hidden)
+        result = self._run(stage, number, hidden)
+        if stage == self._stages.count - 1:
+            return result.reshape(1)
+        result = result.to(self._dtype)  # under autocast it may be in another
+        # where nothing is trained so far, backward must find something to end in
+        return result if result.requires_grad else result.requires_grad_()
 
 
 class _Part(nn.Module):
@@ -117,5 +122,4 @@ class _Part(nn.Module):
 
     def forward(self, received: Tensor, number: Tensor) -> Tensor:
         hidden = received if received.is_floating_point() else None  # the first stage gets its number again
-        result = self._pipeline.compute(self._stage, int(number), hidden)
-        return result.reshape(1) if result.dim() == 0 else result
+        return self._pipeline.compute(self._stage, int(number), hidden)

@@ -37,9 +37,10 @@ class Relay:
         source = self._stages.rank_of(stage - 1)
         return _call(_Receive, self._start(), source, shape, dtype, self._group)
 
-    def send(self, stage: int, hidden: Tensor) -> None:
-        """Send a stage's output to the next one."""
-        self._sent.append(_call(_Send, self._start(), hidden, self._stages.rank_of(stage + 1), self._group))
+    def send(self, stage: int, hidden: Tensor, dtype: torch.dtype) -> None:
+        """Send a stage's output to the next one, which receives it in `dtype`: under autocast it may be in another."""
+        target = self._stages.rank_of(stage + 1)
+        self._sent.append(_call(_Send, self._start(), hidden.to(dtype), target, self._group))
 
     def share(self, result: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return on every rank what the last stage gives; None is given by the others."""

@@ -19,7 +19,7 @@ class _TiedCopy(Protocol):
 
 
 class _Counted(Protocol):
-    tensor_model_parallel: bool
+    tensor_model_parallel: bool  # DeepSpeed's mark: this rank counts the parameter in norms
 
 
 def mark_copy(parameter: nn.Parameter, original: str) -> nn.Parameter:

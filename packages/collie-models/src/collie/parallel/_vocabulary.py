@@ -108,7 +108,7 @@ def _cut_vocabulary(part: nn.Module, attribute: str, name: str, whole: Tensor, t
     """Mark a parameter of `part` as this rank's rows of `whole`, and return which entries those are."""
     held = even(whole.shape[0], topology.tp_size)
     parameter = part.get_parameter(attribute)
-    mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]), topology)
+    mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]))
     return _part_of(held, topology)
 
 
@@ -139,7 +139,7 @@ def _resized(old: nn.Parameter, total: int, topology: Topology) -> nn.Parameter:
     new = nn.Parameter(torch.empty((rows, *shape[1:]), dtype=old.dtype, device="meta"), old.requires_grad)
     if cut is not None:
         whole = torch.Size((total, *cut.whole[1:]))
-        mark(new, replace(cut, whole=whole, held=even(total, topology.tp_size), length=rows), topology)
+        mark(new, replace(cut, whole=whole, held=even(total, topology.tp_size), length=rows))
     if (original := original_of(old)) is not None:
         mark_copy(new, original)
     return new

@@ -57,14 +57,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             if value is not None and not value > 0:
                 raise ConfigError(f"{name}={value!r} must be above 0, or None for no clipping.")
         parameters = [p for p in model.parameters() if p.requires_grad]
-        if not parameters:
+        if not parameters and active_topology().pp_size == 1:  # of a pipeline's stages some may have none
             raise ConfigError(f"{type(self).__name__} got a model in which no parameter requires a gradient.")
         if any(p.dtype is torch.float16 for p in parameters):
             raise ConfigError(
                 f"{type(self).__name__} updates in the weights' own precision, and float16 gradients underflow without "
                 f"loss scaling. Load the model with dtype=torch.bfloat16 or torch.float32."
             )
-        super().__init__(parameters, defaults)
+        super().__init__([{"params": parameters}], defaults)
         self.model = model
         self.clip_grad_norm = clip_grad_norm
         self.clip_grad_value = clip_grad_value

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from collie.config import CollieConfig
+from collie.controller.trainer._frozen import check_trainable
 from collie.controller.trainer._objective import Objective, UserStep
 from collie.controller.trainer._pipeline import EngineUpdate, FusedUpdate, PipelineStep, RelayStep, Update
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step
@@ -23,7 +24,7 @@ def make_step(
     """Return what makes one update of `model`.
 
     Raises:
-        ConfigError: ds_config or the optimizer does not suit the layout.
+        ConfigError: ds_config, the optimizer or what is frozen does not suit the layout.
     """
     fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
     if topology.pp_size > 1 and model_dtype(model) is torch.float16:
@@ -31,6 +32,8 @@ def make_step(
             f"pp_size={topology.pp_size}: the pipeline does not scale losses, which float16 needs. "
             "Use bf16 in ds_config, or pp_size=1."
         )
+    if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
+        check_trainable(model, topology)
     engine = engine_for(model, config, optimizer, trains=True) if fused is None else None
     if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
         return _pipelined(model, engine, fused, objective, topology)

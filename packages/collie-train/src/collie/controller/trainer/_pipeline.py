@@ -13,14 +13,12 @@ from torch import Tensor
 from collie.config import CollieConfig
 from collie.controller.trainer._objective import Objective
 from collie.controller.trainer._steps import Shares, StepResult
-from collie.data import MicroBatch
+from collie.data import DEFAULT_PADDING, MicroBatch
 from collie.interfaces import DataError
 from collie.models import CollieModelForCausalLM
-from collie.module import IGNORE_INDEX, Mask, Rotation, model_inputs
+from collie.module import Mask, Rotation, model_inputs
 from collie.optim import FusedOptimizer
-from collie.parallel import Engine, Pipeline, Topology, sum_over_ends
-
-_PADDING = {"labels": IGNORE_INDEX}  # what is not here is padded with 0, as attention_mask is
+from collie.parallel import Engine, Pipeline, Topology, draw_alike, draws_of_stage, sum_over_ends
 
 
 class Update(Protocol):
@@ -121,7 +119,8 @@ class PipelineStep:
         model, stages = self._model, self._model.stages
         assert stages is not None
         ids, micro_batch = inputs[number]["input_ids"], micro_batches[number]
-        with model.flow(ids.shape[1]):
+        dropout = model.collie_config.dropout if model.training else 0.0
+        with draws_of_stage(self._topology, stage, dropout), model.flow(ids.shape[1]):
             x_BSE = model.enter(ids) if hidden is None else hidden
             rope, mask = arranged[number]
             x_BSE = model.run_layers(x_BSE, rope, mask, names=stages.layers[stage])
@@ -134,7 +133,10 @@ class PipelineStep:
 
 
 class RelayStep:
-    """A user's train_fn: it gets a step's rows in one batch, and the model runs one stage after the other."""
+    """A user's train_fn: it gets a step's rows in one batch, and the model runs one stage after the other.
+
+    All ranks of a replica begin it with equal random numbers: what it draws for the batch is the same on each.
+    """
 
     def __init__(self, engine: Any, update: Update, objective: Objective, topology: Topology) -> None:
         self.engine = engine
@@ -144,6 +146,7 @@ class RelayStep:
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         shares = Shares(self._topology)
         norm, applied = None, True
+        draw_alike(self._topology)
         with self._update.gradients():
             share = self.objective(self.engine, _joined(micro_batches), total)
             shares.add(share)
@@ -207,7 +210,7 @@ def _joined(micro_batches: list[MicroBatch]) -> MicroBatch:
 def _padded(value: Tensor, rows: int, length: int, key: str) -> Tensor:
     """Pad [B, …, S] on the right of its last dimension and below its last row."""
     widths = [0, length - value.shape[-1], *[0] * (2 * (value.dim() - 2)), 0, rows - value.shape[0]]
-    return F.pad(value, widths, value=_PADDING.get(key, 0))
+    return F.pad(value, widths, value=DEFAULT_PADDING.get(key, 0))
 
 
 def _warn_of_fillers(config: CollieConfig, pipeline: Pipeline) -> None:

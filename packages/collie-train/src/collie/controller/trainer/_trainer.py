@@ -50,9 +50,10 @@ class Trainer:
             pipeline stages once a step with all its rows, and returns the mean loss of its rows, a tensor for the
             Trainer to backpropagate, or a float where it ran backward and the optimizer itself. With
             Lomo(clip_grad_norm=…) under ZeRO-3 a returned tensor is needed twice, and the function is called twice.
+            With pipeline stages every rank of a replica calls it, and torch draws the same numbers for it on each.
         eval_fn: with `eval_dataset`: eval_fn(evaluator, batch) -> dict for the metrics.
-        optimizer: a torch optimizer over the model's parameters, or a fused one (Lomo). None: ds_config's
-            `optimizer`, or no training.
+        optimizer: a torch optimizer over the model's parameters, frozen ones too (with pipeline stages a rank may
+            have no others), or a fused one (Lomo). None: ds_config's `optimizer`, or no training.
         lr_scheduler: a scheduler over the optimizer, or a callable that makes one from it; stepped once a step.
         train_dataset: a CollieDatasetForTraining, or any sequence of dicts of lists or tensors.
         eval_dataset: what the generic Evaluator runs `eval_fn` over (needs collie-eval).
