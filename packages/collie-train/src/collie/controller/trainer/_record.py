@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -21,6 +20,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from collie.controller.trainer._requests import Requests
 from collie.events import (
     RUN_DIR_VARIABLE,
     Alert,
@@ -40,14 +40,6 @@ _POLL_SECONDS = 0.5  # how often rank 0 looks for requests: the folder may lie o
 _PACKAGES = ("torch", "transformers", "deepspeed", "collie-config", "collie-models", "collie-train")
 _logger = logging.getLogger(__name__)
 _writers: dict[Path, EventWriter] = {}  # by run folder; this rank's file in it
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What was asked of the run since the last step, the same on every rank."""
-
-    stop: bool = False
-    evaluate: bool = False
 
 
 class Recorder:
@@ -139,21 +131,6 @@ class StepCounter:
 
     def __call__(self) -> int:
         return self.finished - 1
-
-
-def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
-    """Sum a step's weight and rows over the dp ranks, and let every rank know what any of them was asked.
-
-    One all-reduce on the CPU, so that a GPU is not waited for. Ranks of one replica read the same rows: they are
-    counted once.
-    """
-    if topology.world_size == 1:
-        return weight, rows, local
-    said = torch.tensor([weight, rows, local.stop, local.evaluate], dtype=torch.int64)
-    dist.all_reduce(said)
-    copies = topology.tp_size * topology.pp_size
-    all_weight, all_rows, stop, evaluate = said.tolist()
-    return all_weight // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
 
 
 def _writer_of_this_process(folder: RunFolder | None, topology: Topology) -> EventWriter | NullWriter:
