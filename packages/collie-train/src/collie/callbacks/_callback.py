@@ -25,6 +25,11 @@ class Callback:
         """
         return type(self).__name__
 
+    @property
+    def checkpoint_folder(self) -> str | None:
+        """Where this callback keeps checkpoints to resume from, so that the Trainer saves others there, too; None."""
+        return None
+
     def on_setup_parallel_model(self, trainer: Trainer) -> None:
         """The model is in its engine, spread over the ranks."""
 

@@ -53,6 +53,11 @@ def _prepare_for_fused_updates(
     model: nn.Module, config: CollieConfig, optimizer: FusedOptimizer, topology: Topology
 ) -> None:
     """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
+    if config.on_nan == "skip":
+        raise ConfigError(
+            f"on_nan='skip' leaves an update out whose gradients are not finite, and {type(optimizer).__name__} has "
+            f"made most of it by the time the last of them is known. Use on_nan='stop'."
+        )
     for key in ("gradient_clipping", "optimizer", "scheduler"):
         if config.deepspeed.get(key):
             raise ConfigError(

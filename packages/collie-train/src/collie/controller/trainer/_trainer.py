@@ -1,5 +1,6 @@
 """The Trainer: epochs, steps, evaluation while training, and everything that watches."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
 from collie.controller.trainer._finished import FinishedStep, count_tokens
+from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
 from collie.controller.trainer._objective import TokenMean, choose_objective
 from collie.controller.trainer._preparation import (
@@ -28,11 +30,13 @@ from collie.controller.trainer._record import Recorder, StepCounter
 from collie.controller.trainer._requests import agree
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import ColliePadder, MicroBatch
-from collie.events import Bye, Checkpoint
-from collie.interfaces import ConfigError, DataError, SupportsEval
+from collie.events import Alert, Bye, Checkpoint
+from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval
 from collie.module import GPTLMLoss, to_device
 from collie.parallel import set_seed, setup_distribution
 from collie.utils.monitor import BaseMonitor, MultiMonitors
+
+_logger = logging.getLogger(__name__)
 
 TrainFn = Callable[["Trainer", dict[str, Any], int], Tensor | float]
 
@@ -118,6 +122,7 @@ class Trainer:
         )
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
+        self._check_finite = FiniteCheck(config.on_nan, self.topology, model, self._rows_at, self.alert)
         self.epoch_idx = self.batch_idx = self._epochs_begun = 0
         self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
         self.evaluators = as_list(evaluators)
@@ -153,6 +158,24 @@ class Trainer:
         """Path of this run's folder, or None where none could be made."""
         return self._recorder.path
 
+    @property
+    def checkpoint_folder(self) -> str | None:
+        """Where checkpoints go that a signal or the dashboard asks for: a CheckpointCallback's folder, if it saves
+        what training resumes from, else the run folder's `checkpoints`; None without either."""
+        for callback in self.callbacks.callbacks:
+            if callback.checkpoint_folder is not None:
+                return callback.checkpoint_folder
+        return str(self.run_folder / "checkpoints") if self.run_folder is not None else None
+
+    def alert(self, code: str, message: str) -> None:
+        """Tell whoever watches the run something that does not end it: an event and a line of the log, of rank 0.
+
+        code: for programs, lower-case words joined by underscores. message: for people, a sentence.
+        """
+        if self.topology.rank == 0:
+            _logger.warning("%s", message)
+            self._recorder.write(Alert(level="warning", code=code, message=message), step=self._steps())
+
     def train(self) -> None:
         """Train train_epochs epochs, or until a stop is asked for; returns after the last step of either.
 
@@ -161,6 +184,7 @@ class Trainer:
         Raises:
             ConfigError: there is no optimizer, or no training data.
             DataError: a step has no target token on any rank.
+            NonFiniteError: a loss or a gradient is NaN or infinite, and the config's on_nan does not let it pass.
         """
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
@@ -177,6 +201,8 @@ class Trainer:
                     item.update(done.as_monitor_item(self.topology.world_size))
                 progress.advance(done.epoch, self._steps.finished, done.loss_value)
                 self.callbacks.on_train_batch_end(self, done.loss)
+                if done.requests.checkpoint:
+                    self._save_as_asked()
                 if stopped := done.requests.stop:
                     break
                 if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
@@ -207,6 +233,18 @@ class Trainer:
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
 
+    def _save_as_asked(self) -> None:
+        """Save a checkpoint for a signal or a request; where that fails, on every rank alike, training goes on."""
+        folder = self.checkpoint_folder
+        if folder is None:
+            self.alert("checkpoint", "a checkpoint was asked for, and this run has no folder: none was saved.")
+            return
+        path = f"{folder}/step-{self._steps.finished:08d}"
+        try:
+            self.save_checkpoint(path)
+        except CheckpointError as error:
+            self.alert("checkpoint", f"the checkpoint that was asked for was not saved: {error}")
+
     def _global_batches(self) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of each step, epoch after epoch; between epochs, do what is due there."""
         assert self.train_dataloader is not None
@@ -220,6 +258,10 @@ class Trainer:
             self.callbacks.on_train_epoch_end(self)
             if _due(epoch + 1, self.config.eval_per_n_epochs):
                 self.eval()
+
+    def _rows_at(self, epoch: int, index: int) -> list[list[int]]:
+        """The row numbers in each of this rank's micro-batches of a step."""
+        return self.train_dataloader.rows_at(epoch, index) if self.train_dataloader is not None else []
 
     def _update(self, micro_batches: list[MicroBatch]) -> FinishedStep:
         """Make one optimizer update and write down what came of it."""
@@ -253,6 +295,7 @@ class Trainer:
             requests=requests,
         )
         self._recorder.write(done.as_event(self.total_steps), step=done.global_step)
+        self._check_finite(result, done.loss_value, done.global_step, done.epoch, self.batch_idx)
         return done
 
 
