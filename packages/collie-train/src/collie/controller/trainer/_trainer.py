@@ -124,6 +124,7 @@ class Trainer:
         self._recorder = Recorder(self.topology)
         self._check_finite = FiniteCheck(config.on_nan, self.topology, model, self._rows_at, self.alert)
         self.epoch_idx = self.batch_idx = self._epochs_begun = 0
+        self.stopped = False  # whether the last call of train ended early, because somebody asked
         self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
         self.evaluators = as_list(evaluators)
         if eval_dataset is not None:
@@ -193,7 +194,7 @@ class Trainer:
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
             self.callbacks.on_train_begin(self)
-            stopped = False
+            self.stopped = False
             for micro_batches in self._global_batches():
                 self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
                 with self.monitors as item:
@@ -203,12 +204,13 @@ class Trainer:
                 self.callbacks.on_train_batch_end(self, done.loss)
                 if done.requests.checkpoint:
                     self._save_as_asked()
-                if stopped := done.requests.stop:
+                if done.requests.stop:
+                    self.stopped = True
                     break
                 if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
                     self.eval()
             self.callbacks.on_train_end(self)
-            self._recorder.write(Bye(outcome="stopped" if stopped else "finished"), step=self._steps())
+            self._recorder.write(Bye(outcome="stopped" if self.stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
         """Run every evaluator and return their results together, by metric name."""
