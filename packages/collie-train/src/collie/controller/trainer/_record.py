@@ -59,7 +59,13 @@ class Recorder:
 
     def context(self, step: "StepCounter") -> RunContext:
         """Return what monitors and evaluators of this run write with."""
-        return RunContext(events=self.events, rank=self._topology.rank, world_size=self._topology.world_size, step=step)
+        return RunContext(
+            events=self.events,
+            rank=self._topology.rank,
+            world_size=self._topology.world_size,
+            step=step,
+            folder=str(self.path) if self.path is not None else None,
+        )
 
     @contextlib.contextmanager
     def training(self, step: "StepCounter") -> Iterator[None]:

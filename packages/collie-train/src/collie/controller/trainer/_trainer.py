@@ -112,7 +112,7 @@ class Trainer:
         if isinstance(objective, TokenMean):
             check_training_rows(train_dataset)
         self._step = make_step(model, config, optimizer, objective, self.topology)
-        self.engine = self._step.engine if self._step is not None else model
+        self.engine: Any = self._step.engine if self._step is not None else model
         if optimizer is None and self._step is not None:
             optimizer = self.engine.optimizer  # ds_config's
         self.optimizer = optimizer
