@@ -1,6 +1,7 @@
 """CheckpointCallback and LoadBestModelCallback: what they save, keep, delete, and take up again."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -131,6 +132,33 @@ def test_a_save_that_fails_deletes_nothing_and_is_an_alert(tmp_path):
     records = EventReader(RunFolder(folder).event_files()[0]).read()
     (alert,) = [record for record in records if isinstance(record.event, Alert)]
     assert alert.step == 3 and "epoch_0-batch_4 was not saved, and training goes on" in alert.event.message
+
+
+def test_what_is_written_behind_the_training_replaces_only_when_complete(tmp_path):
+    """Three checkpoints with max=1: the first goes when the second is whole, and not before."""
+    seen = []
+
+    class Behind(Trainer):
+        complete = None
+
+        def save_checkpoint(self, path, *, wait, then):
+            assert not wait
+            if self.complete is not None:
+                self.complete()
+            seen.append(names(tmp_path / "saved") if (tmp_path / "saved").exists() else [])
+            os.makedirs(path)
+            self.complete = lambda: then(path)
+
+    def run():
+        trainer = trained(
+            CheckpointCallback(tmp_path / "saved", every_n_batches=1, max=1, model_only=False), kind=Behind, epochs=1
+        )
+        return seen, trainer.checkpoint_folder
+
+    seen, folder = run_ranks(1, run)[0]
+    one, two, three, four, five = (f"epoch_0-batch_{number}" for number in range(1, 6))
+    assert seen == [[], [one], [two], [three], [four]]
+    assert names(tmp_path / "saved") == [four, five] and folder == str(tmp_path / "saved")
 
 
 def test_a_resumed_count_goes_on(tmp_path):

@@ -80,6 +80,11 @@ class CheckpointCallback(Callback):
         self._best: dict[str, float] = {}  # value by folder
 
     @property
+    def folder(self) -> str:
+        """Where it saves."""
+        return self._saver.folder
+
+    @property
     def checkpoint_folder(self) -> str | None:
         """The folder, if what is saved in it is what training resumes from."""
         return None if self._saver.model_only else self._saver.folder
@@ -107,19 +112,19 @@ class CheckpointCallback(Callback):
         """Save where the results are among the best."""
         if self._monitor is None or (value := self._monitor.value(results)) is None:
             return
-        worst = self._worst()
-        if worst is not None and not self._monitor.better(value, self._best[worst]):
+        ranked = self._ranked()
+        if self.topk > 0 and len(ranked) >= self.topk and not self._monitor.better(value, self._best[ranked[-1]]):
             return
         label = re.sub(r"[^A-Za-z0-9_.-]+", "_", self._monitor.monitor_name)
         name = f"epoch_{trainer.epoch_idx}-batch_{trainer.batch_idx + 1}-{label}_{value:.6g}"
         if name in self._best:
             return  # the same step, evaluated twice
         self._best[name] = value  # first, so that it is in the state that is saved with it
-        if not self._saver.save(trainer, name):
-            del self._best[name]
-        elif worst is not None:
-            del self._best[worst]
-            self._saver.delete(trainer, worst)
+        replaced = self._ranked()[self.topk :] if self.topk > 0 else []
+        if not self._saver.save(trainer, name, replaced):
+            replaced = [name]
+        for other in replaced:
+            del self._best[other]
 
     def on_save_checkpoint(self, trainer: Trainer) -> dict[str, Any]:
         """What was saved, and how good it was."""
@@ -136,22 +141,18 @@ class CheckpointCallback(Callback):
             self._best = {str(name): float(value) for name, value in states["best"].items() if _is_ours(str(name))}
 
     def _save_regularly(self, trainer: Trainer, name: str) -> None:
-        self._regular = [*(other for other in self._regular if other != name), name]
-        if not self._saver.save(trainer, name):
-            self._regular.remove(name)
-            return
-        while self.max and len(self._regular) > self.max:
-            self._saver.delete(trainer, self._regular.pop(0))
+        kept = [other for other in self._regular if other != name]
+        self._regular = [*kept, name]
+        replaced = self._regular[: -self.max] if self.max else []
+        if self._saver.save(trainer, name, replaced):
+            self._regular = self._regular[len(replaced) :]
+        else:
+            self._regular = kept
 
-    def _worst(self) -> str | None:
-        """The folder that a better one takes the place of; None where there is room for one more."""
-        if self._monitor is None or self.topk < 0 or len(self._best) < self.topk:
-            return None
-        worst = next(iter(self._best))
-        for name, value in self._best.items():
-            if not self._monitor.better(value, self._best[worst]):  # of equal ones the last
-                worst = name
-        return worst
+    def _ranked(self) -> list[str]:
+        """The folders of the best, the very best first; of equal ones the first saved."""
+        sign = -1.0 if self._monitor is not None and self._monitor.larger_better else 1.0
+        return sorted(self._best, key=lambda name: sign * self._best[name])
 
 
 _NAME = re.compile(r"epoch_\d+(-batch_\d+(-[A-Za-z0-9_.+-]+)?)?")

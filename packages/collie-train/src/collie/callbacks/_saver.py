@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -36,20 +36,35 @@ class Saver:
         self.folder = os.fspath(folder).rstrip("/") or "/"
         self.model_only, self.peft_only = model_only, peft_only
         self._arguments = arguments
+        self._condemned: list[str] = []  # folders to be deleted once what replaces them is complete
 
     def path(self, name: str) -> str:
         return f"{self.folder}/{name}"
 
-    def save(self, trainer: Trainer, name: str) -> bool:
-        """Save into the folder `name`; return whether that went well, which is the same on every rank.
+    def save(self, trainer: Trainer, name: str, replaced: Iterable[str] = ()) -> bool:
+        """Save into the folder `name`, and then delete those that it takes the place of.
 
-        What the file system refuses (a full disk) is told as an alert, and training goes on.
+        What the file system refuses (a full disk) is told as an alert, training goes on, and nothing is deleted.
+        Checkpoints are written behind the training: what they replace is deleted when they are complete.
+
+        Returns:
+            Whether it was saved, or began to be: the same on every rank.
         """
+        path = self.path(name)
         try:
-            self._method(trainer)(self.path(name), **self._arguments)
+            if not self.model_only:
+                self._condemned.extend(replaced)
+                trainer.save_checkpoint(
+                    path, wait=False, then=lambda _: self._delete_condemned(trainer), **self._arguments
+                )
+                return True
+            save = trainer.save_peft if self.peft_only and trainer.config.uses_peft else trainer.save_model
+            save(path, **self._arguments)
         except CheckpointError as error:
-            trainer.alert("checkpoint", f"{self.path(name)} was not saved, and training goes on: {error}")
+            trainer.alert("checkpoint", f"{path} was not saved, and training goes on: {error}")
             return False
+        self._condemned.extend(replaced)
+        self._delete_condemned(trainer)
         return True
 
     def load(self, trainer: Trainer, name: str) -> None:
@@ -68,9 +83,6 @@ class Saver:
         except Exception as error:  # each file system has its own, and none of them is worth a training
             trainer.alert("checkpoint", f"{self.path(name)} was not deleted: {error}")
 
-    def _method(self, trainer: Trainer) -> Callable[..., Any]:
-        if not self.model_only:
-            return trainer.save_checkpoint
-        if self.peft_only and trainer.config.uses_peft:
-            return trainer.save_peft
-        return trainer.save_model
+    def _delete_condemned(self, trainer: Trainer) -> None:
+        while self._condemned:
+            self.delete(trainer, self._condemned.pop())

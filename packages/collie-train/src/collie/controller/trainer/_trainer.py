@@ -243,7 +243,7 @@ class Trainer:
             return
         path = f"{folder}/step-{self._steps.finished:08d}"
         try:
-            self.save_checkpoint(path)
+            self.save_checkpoint(path, wait=False)  # `train` returns when it is complete
         except CheckpointError as error:
             self.alert("checkpoint", f"the checkpoint that was asked for was not saved: {error}")
 
