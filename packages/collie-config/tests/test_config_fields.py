@@ -60,7 +60,7 @@ def test_defaults_are_those_of_the_tutorial():
         and config.source is None
     )
     names = [field.name for field in dataclasses.fields(CollieConfig)]
-    assert names == [*TUTORIAL, *LAZY, "dataloader_num_workers", "pp_schedule", "sequence_parallel", "source"]
+    assert names == [*TUTORIAL, *LAZY, "dataloader_num_workers", "pp_schedule", "sequence_parallel", "on_nan", "source"]
 
 
 def test_import_is_quick_and_light():

@@ -145,6 +145,7 @@ ON = {"enabled": True}
             "ds_config['zero_optimization']['overlap_comm'] works inside DeepSpeed's backward pass, and with pp_size=2",
         ),
         ({"pp_schedule": "gpipe"}, "pp_schedule='gpipe' is unknown. Use '1f1b' or 'interleaved'."),
+        ({"on_nan": "warn"}, "on_nan='warn' is unknown. Use 'stop', 'skip', 'ignore'."),
         ({"pp_partition_method": [2, 2]}, "pp_partition_method=[2, 2] is unknown."),
         ({"pp_partition_method": "type:"}, "pp_partition_method='type:' is unknown."),
         ({"pp_partition_method": "type:("}, "pp_partition_method='type:(' is no regular expression after 'type:'"),

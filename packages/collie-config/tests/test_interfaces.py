@@ -13,6 +13,7 @@ from collie.interfaces import (
     DataError,
     EventSink,
     MissingExtraError,
+    NonFiniteError,
     ParallelSizeError,
     UnknownFieldError,
     nearest,
@@ -29,6 +30,7 @@ from collie.interfaces import (
         (CheckpointError, (CollieError, ValueError)),
         (DataError, (CollieError, ValueError)),
         (MissingExtraError, (CollieError, ImportError)),
+        (NonFiniteError, (CollieError, ArithmeticError)),
     ],
 )
 def test_errors_are_also_what_python_would_raise(error, bases):

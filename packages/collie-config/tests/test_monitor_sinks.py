@@ -1,6 +1,7 @@
 """csv, tensorboard and wandb on rank 0, off the training thread."""
 
 import csv
+import json
 import sys
 import threading
 import time
@@ -197,3 +198,37 @@ def test_wandb_gets_one_run_with_steps_that_never_go_back(tmp_path, monkeypatch)
         ({"t/loss": 1.0}, 2),
         "finished",
     ]
+
+
+def test_the_same_wandb_run_goes_on_in_the_same_folder(tmp_path, monkeypatch):
+    """Written by wandb itself, offline: two processes' worth of numbers, one id, each with its own numbers."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}.items():
+        monkeypatch.setenv(name, value)
+    run = RunContext(events=NullWriter(), rank=0, world_size=1, step=lambda: -1, folder=str(tmp_path))
+    for attempt in range(2):
+        monitor = LossMonitor(config(tmp_path, tag="t", wandb={"enabled": True, "project": "p"}))
+        monitor.bind(run)
+        step(monitor, attempt, 0.5)
+        monitor.monitor.close(timeout=60)
+        assert monitor.monitor.failures == 0
+    wandb.teardown()  # its own process ends, and has written all
+    (run_id,) = json.loads((tmp_path / "wandb.json").read_text()).values()
+    written = list(tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))
+    assert len(written) == 2
+    assert all(b"t/loss" in file.read_bytes() for file in written)
+
+
+def test_another_run_is_another_wandb_run(tmp_path, monkeypatch):
+    begun = []
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda **options: begun.append(options) or types.SimpleNamespace(log=lambda *a, **k: None, finish=len)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("one", "one", "two"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monitor = LossMonitor(config(tmp_path, wandb={"enabled": True}))
+        monitor.bind(RunContext(NullWriter(), rank=0, world_size=1, step=lambda: -1, folder=str(tmp_path / name)))
+        step(monitor, 0, 1.0)
+        monitor.monitor.close()
+    assert [options["resume"] for options in begun] == ["allow"] * 3
+    assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]

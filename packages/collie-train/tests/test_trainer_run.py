@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from toy_training import make_config, make_model, rows, sgd, snapshot
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
-from collie.events import Bye, Checkpoint, EventReader, Hello, RunFolder, Step
+from collie.events import Alert, Bye, Checkpoint, EventReader, Hello, RunFolder, Step
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.optim import Lomo
@@ -194,37 +195,89 @@ class StopAfter(Callback):
             self.act(trainer)
 
 
-def _request_stop(trainer):
-    if trainer.topology.rank == 0:
-        RunFolder(trainer.run_folder).request("stop")
-        trainer._recorder._next_poll = 0.0
+class Keeping(Trainer):
+    """A Trainer that notes when and where it would save what training resumes from."""
+
+    saved: ClassVar[list[tuple[int, str]]] = []
+
+    def save_checkpoint(self, path, **arguments):
+        self.saved.append((self.global_batch_idx, path))
 
 
-def _signal_rank_one(trainer):
-    if trainer.topology.rank == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+def _request(kind):
+    def ask(trainer):
+        if trainer.topology.rank == 0:
+            RunFolder(trainer.run_folder).request(kind)
+            trainer._recorder._next_poll = 0.0
+
+    return ask
 
 
-@pytest.mark.parametrize("act", [_request_stop, _signal_rank_one], ids=["request", "signal to one rank"])
-def test_a_stop_reaches_all_ranks_after_the_same_step(act):
-    """Asked after step 3, whoever is asked: the next step is the last, and train() returns."""
+def _signal_rank_one(number):
+    def send(trainer):
+        if trainer.topology.rank == 1:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # torchrun and a scheduler may both send it
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("act", "stops", "saves"),
+    [
+        (_request("stop"), True, False),
+        (_request("checkpoint"), False, True),
+        (_signal_rank_one(signal.SIGTERM), True, True),
+        (_signal_rank_one(signal.SIGUSR1), False, True),
+        (_signal_rank_one(signal.SIGUSR2), False, True),
+    ],
+    ids=["stop request", "checkpoint request", "TERM", "USR1", "USR2"],
+)
+def test_what_one_rank_hears_all_do_after_the_same_step(act, stops, saves):
+    """Asked after step 3, whoever is asked: after the next step all save once, and stop where that was asked."""
 
     def run():
-        config = make_config(micro=1, train_epochs=50)
+        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
+        config = make_config(micro=1, train_epochs=2)
         model = make_model(config)
-        trainer = Trainer(
+        trainer = Keeping(
             model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=StopAfter(3, act)
         )
         trainer.train()
         trainer._recorder.events.close()
-        handler = signal.getsignal(signal.SIGTERM)
+        after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
         pending = RunFolder(trainer.run_folder).pending()
-        return trainer.global_batch_idx, str(trainer.run_folder), handler == signal.SIG_DFL, pending
+        return trainer.global_batch_idx, trainer.saved, str(trainer.run_folder), before == after, pending
 
     results = run_ranks(2, run)
-    assert [(last, restored, pending) for last, _, restored, pending in results] == [(4, True, [])] * 2
-    for records in _events(RunFolder(results[0][1])):
-        assert records[-1].event == Bye(outcome="stopped")
+    folder = results[0][2]
+    saved = [(4, f"{folder}/checkpoints/step-00000005")] if saves else []
+    assert results == [(4 if stops else 9, saved, folder, True, [])] * 2
+    for records in _events(RunFolder(folder)):
+        assert records[-1].event == Bye(outcome="stopped" if stops else "finished")
+
+
+def test_a_checkpoint_that_cannot_be_saved_is_an_alert():
+    """Training goes on, and whoever watches is told."""
+
+    class Full(Trainer):
+        def save_checkpoint(self, path, **arguments):
+            raise CheckpointError("no space left on device")
+
+    def run():
+        config = make_config(micro=1)
+        model = make_model(config)
+        act = StopAfter(1, lambda trainer: os.kill(os.getpid(), signal.SIGUSR1))
+        trainer = Full(model, config, optimizer=sgd(model.parameters()), train_dataset=rows(), callbacks=act)
+        trainer.train()
+        trainer._recorder.events.close()
+        return trainer.global_batch_idx, str(trainer.run_folder)
+
+    last, folder = run_ranks(1, run)[0]
+    (records,) = _events(RunFolder(folder))
+    (alert,) = [record for record in records if isinstance(record.event, Alert)]
+    assert last == 9 and alert.step == 2 and alert.event.code == "checkpoint"
+    assert alert.event.message == "the checkpoint that was asked for was not saved: no space left on device"
 
 
 def test_a_failure_is_written_down():

@@ -54,7 +54,7 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.module": ("GPTLMLoss",),
     "collie.utils.dist_utils": ("env", "set_seed", "setup_distribution"),
     "collie.utils.padder": ("ColliePadder",),
-    "collie.callbacks": ("Callback", "CallbackManager"),
+    "collie.callbacks": ("Callback", "CallbackManager", "CheckpointCallback", "LoadBestModelCallback"),
     "collie.controller.trainer": ("Trainer",),
     "collie.optim": ("Lomo",),
     "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),

@@ -105,6 +105,10 @@ class CollieConfig:
     """Whether tensor-parallel ranks also split what lies between a model's blocks, along the sequence. As much is
     exchanged; what norms and dropout keep for the backward pass is a part on each rank, and so is all that is kept
     between layers with `checkpointing`. Forwards that make or use a cache run without it, and without gradients."""
+    on_nan: str = "stop"
+    """What happens at a step whose loss or gradient norm is NaN or infinite: "stop" ends the run with an error that
+    names the rows, "skip" leaves such an update out and goes on, "ignore" does not look. (That float16 skips updates
+    while it looks for its loss scale is none of this.)"""
     source: str | None = None
     """Folder or name that model_config was read from; a model's other files (tokenizer, …) are copied from there."""
 

@@ -45,6 +45,7 @@ _SAME = {  # DeepSpeed's names of our fields: they may be given there too, but n
 }
 _SWITCHES = ("sequence_parallel", "checkpointing", "use_flash", "low_cpu_mem_usage")
 _SCHEDULES = ("1f1b", "interleaved")
+_ON_NAN = ("stop", "skip", "ignore")
 _OBJECTS = ("model_config", "peft_config", "quantization_config")
 
 
@@ -75,6 +76,8 @@ def check_values(config: CollieConfig) -> None:
     _check_partition(config.pp_partition_method)
     if config.pp_schedule not in _SCHEDULES:
         raise ConfigError(f"pp_schedule={config.pp_schedule!r} is unknown. Use {' or '.join(map(repr, _SCHEDULES))}.")
+    if config.on_nan not in _ON_NAN:
+        raise ConfigError(f"on_nan={config.on_nan!r} is unknown. Use {', '.join(map(repr, _ON_NAN))}.")
     _check_initialization(config.initization_method, config.initization_method_params)
     _check_objects(config)
     _check_ds_config(config)

@@ -8,6 +8,7 @@ from collie.interfaces._errors import (
     DataError,
     ForeignPackageError,
     MissingExtraError,
+    NonFiniteError,
     ParallelSizeError,
     UnknownFieldError,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "EventSink",
     "ForeignPackageError",
     "MissingExtraError",
+    "NonFiniteError",
     "ParallelSizeError",
     "RunContext",
     "SupportsEval",

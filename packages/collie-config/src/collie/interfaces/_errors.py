@@ -27,6 +27,10 @@ class DataError(CollieError, ValueError):
     """A row or a batch that cannot be trained or evaluated on."""
 
 
+class NonFiniteError(CollieError, ArithmeticError):
+    """A loss or a gradient that is NaN or infinite, in training."""
+
+
 class MissingExtraError(CollieError, ModuleNotFoundError):
     """A package that is needed now is not installed; the message is the command that installs it."""
 

@@ -26,12 +26,14 @@ class RunContext:
         rank: this process, 0 … world_size - 1.
         world_size: number of processes.
         step: returns the index of the last finished global step, -1 before the first.
+        folder: the run's folder; None where it has none.
     """
 
     events: EventSink
     rank: int
     world_size: int
     step: Callable[[], int]
+    folder: str | None = None
 
 
 class SupportsEval(Protocol):

@@ -86,6 +86,10 @@ class CollieDataLoader:
         """The steps of `epoch` from `start_step` (0 … len) on. Raises ConfigError: a start_step beyond the epoch."""
         return self._micro.steps(epoch, start_step)
 
+    def rows_at(self, epoch: int, step: int) -> list[list[int]]:
+        """The dataset's row numbers in each micro-batch of a step on this rank, without fillers."""
+        return self._micro.sampler.rows_at(epoch, step)
+
     def __iter__(self) -> Iterator[Any]:
         batches = self._whole.batches(self.epoch, 0)
         self.epoch += 1

@@ -132,6 +132,14 @@ class CollieBatchSampler:
         start, end = self._block(self._step_size(step))
         return [max(0, min(self.batch_size, end - start - m * self.batch_size)) for m in range(self.accumulation_steps)]
 
+    def rows_at(self, epoch: int, step: int) -> list[list[int]]:
+        """For each micro-batch of a step on this rank the row numbers that count; passes under way are left alone."""
+        before = self.start_step, getattr(self.sampler, "epoch", 0)
+        self.set_epoch(epoch, step)
+        chosen = list(islice(iter(self), self.accumulation_steps))
+        self.set_epoch(before[1], before[0])
+        return [rows[:count] for rows, count in zip(chosen, self.rows_of(step), strict=True)]
+
     def __len__(self) -> int:
         """Micro-batches of a pass on this rank."""
         return (self.steps - self.start_step) * self.accumulation_steps

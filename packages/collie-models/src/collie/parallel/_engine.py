@@ -15,6 +15,7 @@ from collie.config import CollieConfig
 from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._grid import Grid
+from collie.parallel._guard import UpdateGuard
 from collie.parallel._places import hold_places
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
@@ -72,13 +73,19 @@ class Engine:
         grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
         self._places = hold_places(model, optimizer) if trains and topology.pp_size > 1 else None
+        bare = self.zero_stage == 0 and next(model.parameters()).dtype is torch.float32
+        max_norm = float(self.settings["gradient_clipping"])
+        settings = {**self.settings, "gradient_clipping": 0.0} if bare else dict(self.settings)  # the guard clips
         try:
             self._deepspeed, *_ = deepspeed.initialize(
-                model=self._places or model, optimizer=optimizer, config=dict(self.settings), mpu=grid
+                model=self._places or model, optimizer=optimizer, config=settings, mpu=grid
             )
         except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
             raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
         self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)
+        self._guard: UpdateGuard | None = None
+        if bare and self.optimizer is not None:
+            self._guard = UpdateGuard(self.optimizer, topology, max_norm, leaves_out=config.on_nan == "skip")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._deepspeed(*args, **kwargs)
@@ -102,16 +109,25 @@ class Engine:
         self._deepspeed.backward(loss)
 
     def step(self) -> bool:
-        """Update after the last micro-batch of a step; return whether an update was made (fp16 overflow skips it)."""
+        """Update after the last micro-batch of a step; return whether an update was made.
+
+        None is made where the gradient is not finite: fp16 looks for its loss scale so, and DeepSpeed leaves such updates
+        out under ZeRO and in bf16. Without ZeRO in float32 it is the config's on_nan="skip" that does.
+        """
         if self._places is not None:
             self._places.backward()
         self._deepspeed.step()
-        return bool(self._deepspeed.was_step_applied())
+        return bool(self._deepspeed.was_step_applied()) and not (self._guard is not None and self._guard.left_out)
 
     def grad_norm(self) -> float | None:
-        """Return the norm of the gradient that the last step applied; None where DeepSpeed did not compute it."""
+        """Return the norm of the last step's gradient before clipping, equal on every rank.
+
+        Infinite where an update was left out; None before the first, and where ds_config says not to compute it.
+        """
         norm = self._deepspeed.get_global_grad_norm()
-        return float(norm) if norm else None  # it says 0 there, too
+        if norm:  # DeepSpeed says None or 0 where it has none
+            return float(norm)
+        return self._guard.norm() if self._guard is not None else None
 
     def release_parameters(self) -> None:
         """ZeRO-3: return every gathered parameter to its shards."""
@@ -127,6 +143,8 @@ class Engine:
 
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model; the parameters stay as they are."""
+        if self._guard is not None:
+            self._guard.remove()
         self._deepspeed.destroy()
 
 

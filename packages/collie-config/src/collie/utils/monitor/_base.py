@@ -46,6 +46,8 @@ class BaseMonitor:
     def bind(self, context: RunContext) -> None:
         """Take the run's event file and this process's rank. Before that, a monitor feeds the sinks alone."""
         self._context = context
+        if self.monitor is not None and context.folder is not None and context.rank == 0:
+            self.monitor.bind(context.folder)
 
     def start(self) -> None:
         """Look at the state before the step."""

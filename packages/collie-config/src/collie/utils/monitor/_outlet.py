@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 from collie.config import CollieConfig
@@ -39,6 +40,11 @@ class Outlet:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._closed = False
+
+    def bind(self, folder: str | os.PathLike[str]) -> None:
+        """Tell the sinks the run's folder."""
+        for sink in self._sinks:
+            sink.bind(Path(folder))
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Queue one number of the global step `step`."""

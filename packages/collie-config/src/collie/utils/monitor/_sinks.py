@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import secrets
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TextIO
@@ -13,6 +15,9 @@ from collie.interfaces import require
 class Sink(Protocol):
     """Takes numbers in the order in which they came, on one thread."""
 
+    def bind(self, folder: Path) -> None:
+        """Know the run's folder, before the first number."""
+
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
 
@@ -20,7 +25,7 @@ class Sink(Protocol):
         """Finish what is open."""
 
 
-class CsvSink:
+class CsvSink(Sink):
     """One file a name, with the columns step and name: the layout that DeepSpeed's csv_monitor writes.
 
     A job of the same name appends to the files of the one before.
@@ -49,7 +54,7 @@ class CsvSink:
         self._files.clear()
 
 
-class TensorboardSink:
+class TensorboardSink(Sink):
     """Scalars in an event file of tensorboard, written by tensorboard's own package, which needs no torch."""
 
     def __init__(self, folder: Path) -> None:
@@ -70,21 +75,26 @@ class TensorboardSink:
             self._writer.close()
 
 
-class WandbSink:
-    """Scalars of one wandb run."""
+class WandbSink(Sink):
+    """Scalars of one wandb run, which goes on where a run with the same folder goes on: its id is kept in there."""
 
     def __init__(self, options: dict[str, Any], job_name: str) -> None:
         self._wandb = _wandb()
         names = {"project": "project", "group": "group", "team": "entity"}
         self._options = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs)}
         self._options["name"] = job_name
+        self._folder: Path | None = None
         self._run: Any = None
         self._last = 0
+
+    def bind(self, folder: Path) -> None:
+        """Keep the id, and what wandb itself writes, in this folder."""
+        self._folder = folder
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Log one scalar. wandb refuses steps that go back, so a number that comes late joins the latest step."""
         if self._run is None:
-            self._run = self._wandb.init(**self._options)
+            self._run = self._begun()
         self._last = max(self._last, step or 0)
         self._run.log({name: value}, step=self._last)
 
@@ -92,6 +102,15 @@ class WandbSink:
         """Finish the run, which uploads it."""
         if self._run is not None:
             self._run.finish()
+
+    def _begun(self) -> Any:
+        if self._folder is None:
+            return self._wandb.init(**self._options)
+        note = self._folder / "wandb.json"
+        if not note.exists():
+            note.write_text(json.dumps({"id": secrets.token_hex(4)}))
+        run_id = json.loads(note.read_text())["id"]
+        return self._wandb.init(**self._options, id=run_id, resume="allow", dir=str(self._folder))
 
 
 def make_sinks(monitor_config: dict[str, Any]) -> list[Sink]:

@@ -20,13 +20,17 @@ def make_step(
     optimizer: torch.optim.Optimizer | None,
     objective: Objective,
     topology: Topology,
-) -> Step:
-    """Return what makes one update of `model`.
+) -> Step | None:
+    """Return what makes one update of `model`; None where neither the caller nor ds_config has an optimizer.
 
     Raises:
         ConfigError: ds_config, the optimizer or what is frozen does not suit the layout.
     """
     fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
+    if fused is not None:
+        _prepare_for_fused_updates(model, config, fused, topology)
+    elif optimizer is None and "optimizer" not in config.deepspeed:
+        return None
     if topology.pp_size > 1 and model_dtype(model) is torch.float16:
         raise ConfigError(
             f"pp_size={topology.pp_size}: the pipeline does not scale losses, which float16 needs. "
@@ -46,6 +50,27 @@ def make_step(
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of a model's weights."""
     return next(model.parameters()).dtype
+
+
+def _prepare_for_fused_updates(
+    model: nn.Module, config: CollieConfig, optimizer: FusedOptimizer, topology: Topology
+) -> None:
+    """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
+    if config.on_nan == "skip":
+        raise ConfigError(
+            f"on_nan='skip' leaves an update out whose gradients are not finite, and {type(optimizer).__name__} has "
+            f"made most of it by the time the last of them is known. Use on_nan='stop'."
+        )
+    for key in ("gradient_clipping", "optimizer", "scheduler"):
+        if config.deepspeed.get(key):
+            raise ConfigError(
+                f"ds_config[{key!r}] is for optimizers that DeepSpeed steps, and {type(optimizer).__name__} "
+                f"steps itself. Take it out, and give the optimizer's own arguments or lr_scheduler instead."
+            )
+    if not isinstance(model, CollieModelForCausalLM):
+        model.to(topology.device)
+        if config.zero_stage == 3:
+            engine_for(model, config)
 
 
 def _pipelined(

@@ -91,3 +91,14 @@ class UserStep:
             raise ConfigError(f"train_fn returned {type(loss).__name__}; it must return a scalar tensor or a float.")
         share = loss * (micro_batch.rows / total)
         return share if isinstance(share, Tensor) and share.requires_grad else float(share)
+
+
+def choose_objective(
+    model: nn.Module, loss_fn: Callable[..., Tensor], train_fn: Callable[..., Tensor | float] | None, trainer: Any
+) -> Objective:
+    """Return how a micro-batch becomes a loss: by the user's function, by the token mean, or by the user's loss."""
+    if train_fn is not None:
+        return UserStep(train_fn, trainer)
+    if type(loss_fn) is GPTLMLoss:  # a subclass may have a forward of its own
+        return TokenMean(model, loss_fn)
+    return RowMean(model, loss_fn)

@@ -93,7 +93,7 @@ class PipelineStep:
             rows, length = inputs[0]["input_ids"].shape
             self._pipeline.step(len(inputs), rows, length, run)
         norm, applied = self._update()
-        return StepResult(shares.reduce(of_last_stage=True), norm, applied)
+        return StepResult(shares.reduce(of_last_stage=True), norm, applied, shares.parts)
 
     def _inputs(self, micro_batch: MicroBatch) -> dict[str, Tensor]:
         inputs = model_inputs(self._model, micro_batch.batch)
@@ -154,7 +154,7 @@ class RelayStep:
                 (share * self._topology.dp_size).backward()
         if isinstance(share, Tensor):
             norm, applied = self._update()
-        return StepResult(shares.reduce(), norm, applied)
+        return StepResult(shares.reduce(), norm, applied, shares.parts)
 
 
 def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Callable[..., Any]:

@@ -7,20 +7,19 @@ import contextlib
 import logging
 import os
 import platform
-import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from collie.controller.trainer._requests import KINDS, Requests
+from collie.controller.trainer._signals import Signals
 from collie.events import (
     RUN_DIR_VARIABLE,
     Alert,
@@ -42,14 +41,6 @@ _logger = logging.getLogger(__name__)
 _writers: dict[Path, EventWriter] = {}  # by run folder; this rank's file in it
 
 
-@dataclass(frozen=True)
-class Requests:
-    """What was asked of the run since the last step, the same on every rank."""
-
-    stop: bool = False
-    evaluate: bool = False
-
-
 class Recorder:
     """This rank's place in the run folder."""
 
@@ -57,7 +48,7 @@ class Recorder:
         self._topology = topology
         self._folder = _agree_on_folder(topology)
         self.events = _writer_of_this_process(self._folder, topology)
-        self._terminated = False
+        self._signals = Signals()
         self._answered: set[str] = set()
         self._next_poll = 0.0
 
@@ -68,12 +59,18 @@ class Recorder:
 
     def context(self, step: "StepCounter") -> RunContext:
         """Return what monitors and evaluators of this run write with."""
-        return RunContext(events=self.events, rank=self._topology.rank, world_size=self._topology.world_size, step=step)
+        return RunContext(
+            events=self.events,
+            rank=self._topology.rank,
+            world_size=self._topology.world_size,
+            step=step,
+            folder=str(self.path) if self.path is not None else None,
+        )
 
     @contextlib.contextmanager
     def training(self, step: "StepCounter") -> Iterator[None]:
-        """Watch one training: SIGTERM asks for a stop after the step; the end, however it comes, is written down."""
-        with self._listen_for_termination():
+        """Watch one training: signals become requests; the end, however it comes, is written down."""
+        with self._signals:
             try:
                 yield
             except BaseException as error:
@@ -86,49 +83,27 @@ class Recorder:
         self.events.write(event, step=step)
 
     def local_requests(self) -> Requests:
-        """Return what this rank heard: its own signal, and on rank 0 the files in control/."""
-        stop, evaluate = self._terminated, False
-        for kind in self._poll():
-            stop |= kind == "stop"
-            evaluate |= kind == "evaluate"
-        return Requests(stop=stop, evaluate=evaluate)
+        """Return what this rank heard: its own signals, and on rank 0 the files in control/."""
+        return self._signals.take() | self._poll()
 
-    def _poll(self) -> list[str]:
+    def _poll(self) -> Requests:
+        asked = Requests()
         if self._folder is None or self._topology.rank != 0 or time.monotonic() < self._next_poll:
-            return []
+            return asked
         self._next_poll = time.monotonic() + _POLL_SECONDS
-        kinds = []
         with contextlib.suppress(OSError):
             for request in self._folder.pending():
                 if request.id in self._answered:
                     continue
                 self._answered.add(request.id)
-                kinds.append(request.kind)
-                if request.kind not in ("stop", "evaluate"):
+                if request.kind in KINDS:
+                    asked |= Requests(**{request.kind: True})
+                    self.write(Log(level="info", message=f"asked to {request.kind} (request {request.id})"), step=None)
+                else:
                     text = f"a {request.kind!r} request cannot be answered by this version of the Trainer"
                     self.write(Alert(level="warning", code="request", message=text), step=None)
-                else:
-                    self.write(Log(level="info", message=f"asked to {request.kind} (request {request.id})"), step=None)
                 self._folder.resolve(request.id)
-        return kinds
-
-    @contextlib.contextmanager
-    def _listen_for_termination(self) -> Iterator[None]:
-        """The first SIGTERM is a wish to stop after this step, the second ends the process as usual."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            self._terminated = True
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-        try:
-            before = signal.signal(signal.SIGTERM, remember)
-        except ValueError:  # not the main thread: the process belongs to somebody else
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        return asked
 
 
 class StepCounter:
@@ -139,21 +114,6 @@ class StepCounter:
 
     def __call__(self) -> int:
         return self.finished - 1
-
-
-def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
-    """Sum a step's weight and rows over the dp ranks, and let every rank know what any of them was asked.
-
-    One all-reduce on the CPU, so that a GPU is not waited for. Ranks of one replica read the same rows: they are
-    counted once.
-    """
-    if topology.world_size == 1:
-        return weight, rows, local
-    said = torch.tensor([weight, rows, local.stop, local.evaluate], dtype=torch.int64)
-    dist.all_reduce(said)
-    copies = topology.tp_size * topology.pp_size
-    all_weight, all_rows, stop, evaluate = said.tolist()
-    return all_weight // copies, all_rows // copies, Requests(stop=bool(stop), evaluate=bool(evaluate))
 
 
 def _writer_of_this_process(folder: RunFolder | None, topology: Topology) -> EventWriter | NullWriter:

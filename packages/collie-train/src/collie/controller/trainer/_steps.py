@@ -19,7 +19,8 @@ class StepResult:
 
     loss: Tensor
     grad_norm: float | None
-    applied: bool  # False where float16 overflowed and the update was skipped
+    applied: bool  # False where a gradient overflowed, and the update was left out
+    shares: tuple[Tensor, ...] = ()  # of the loss, by this rank's micro-batches: 0-d, on the device
 
 
 class Step(Protocol):
@@ -50,7 +51,7 @@ class PlainStep:
                 self.engine.backward(share * undo_means)
                 applied = self.engine.step()  # DeepSpeed counts these, and updates at the last one
             shares.add(share)
-        return StepResult(shares.reduce(), self.engine.grad_norm(), applied)
+        return StepResult(shares.reduce(), self.engine.grad_norm(), applied, shares.parts)
 
 
 class FusedStep:
@@ -83,7 +84,7 @@ class FusedStep:
             self._optimizer.fused_backward(self._averaged(share), lr)
         if self._optimizer.has_accumulated:
             norm = self._optimizer.apply_accumulated(lr)
-        return StepResult(shares.reduce(), norm, applied=True)
+        return StepResult(shares.reduce(), norm, applied=True, shares=shares.parts)
 
     def _averaged(self, share: Tensor) -> Tensor:
         """The optimizer averages over dp; shares are to be summed."""
@@ -96,9 +97,12 @@ class Shares:
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
         self._sum = torch.zeros((), dtype=torch.float32, device=topology.device)
+        self.parts: tuple[Tensor, ...] = ()
 
     def add(self, share: Tensor | float) -> None:
-        self._sum += share.detach() if isinstance(share, Tensor) else share
+        part = torch.as_tensor(share).detach()
+        self._sum += part
+        self.parts += (part,)
 
     def reduce(self, *, of_last_stage: bool = False) -> Tensor:
         """Return the sum over the dp ranks; with `of_last_stage` that of the pipeline's last stage, on all stages."""

@@ -1,7 +1,8 @@
 """The Trainer: epochs, steps, evaluation while training, and everything that watches."""
 
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,30 @@ from torch.utils.data import Dataset
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
+from collie.controller.trainer._finished import FinishedStep, count_tokens
+from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
-from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
+from collie.controller.trainer._objective import TokenMean, choose_objective
+from collie.controller.trainer._preparation import (
+    as_list,
+    check_training_rows,
+    enable_checkpointing,
+    make_loader,
+    make_scheduler,
+    refuse_what_is_not_there,
+)
 from collie.controller.trainer._progress import TrainingProgress
-from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
-from collie.controller.trainer._steps import Step, StepResult
+from collie.controller.trainer._record import Recorder, StepCounter
+from collie.controller.trainer._requests import agree
 from collie.controller.trainer._weights import load_model, save_model, size_of
-from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
-from collie.events import Bye, Checkpoint
-from collie.events import Step as StepEvent
-from collie.interfaces import ConfigError, DataError, SupportsEval
-from collie.models import CollieModelForCausalLM
+from collie.data import ColliePadder, MicroBatch
+from collie.events import Alert, Bye, Checkpoint
+from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval
 from collie.module import GPTLMLoss, to_device
-from collie.optim import FusedOptimizer
-from collie.parallel import engine_for, set_seed, setup_distribution
-from collie.utils.monitor import BaseMonitor, MultiMonitors, memory_in_use
+from collie.parallel import set_seed, setup_distribution
+from collie.utils.monitor import BaseMonitor, MultiMonitors
 
-_ROWS_TO_CHECK = 256
+_logger = logging.getLogger(__name__)
 
 TrainFn = Callable[["Trainer", dict[str, Any], int], Tensor | float]
 
@@ -94,26 +102,36 @@ class Trainer:
             raise ConfigError(
                 "data_provider/server: prompts to the model in training are not available in this version."
             )
-        _refuse_what_is_not_there(model, config)
+        refuse_what_is_not_there(model, config)
+        enable_checkpointing(model, config)
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
         self.train_dataset = train_dataset
         set_seed(config)
+        objective = choose_objective(model, self.loss_fn, train_fn, self)
+        if isinstance(objective, TokenMean):
+            check_training_rows(train_dataset)
+        self._step = make_step(model, config, optimizer, objective, self.topology)
+        self.engine: Any = self._step.engine if self._step is not None else model
+        if optimizer is None and self._step is not None:
+            optimizer = self.engine.optimizer  # ds_config's
         self.optimizer = optimizer
-        self._step = self._make_step(train_fn)
-        self.engine = self._step.engine if self._step is not None else model
-        self.lr_scheduler = self._make_scheduler(lr_scheduler)
-        self.train_dataloader = self._make_loader(train_dataset_collate_fn or ColliePadder())
+        self.lr_scheduler = make_scheduler(lr_scheduler, self.optimizer)
+        self.train_dataloader = make_loader(
+            train_dataset, config, self.topology, train_dataset_collate_fn or ColliePadder()
+        )
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
+        self._check_finite = FiniteCheck(config.on_nan, self.topology, model, self._rows_at, self.alert)
         self.epoch_idx = self.batch_idx = self._epochs_begun = 0
+        self.stopped = False  # whether the last call of train ended early, because somebody asked
         self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
-        self.evaluators = _as_list(evaluators)
+        self.evaluators = as_list(evaluators)
         if eval_dataset is not None:
             collate = eval_dataset_collate_fn or ColliePadder(padding_left=True)
             self.evaluators.append(dataset_evaluator(model, config, eval_dataset, tokenizer, eval_fn, metrics, collate))
-        self.monitors = MultiMonitors(_as_list(monitors))
+        self.monitors = MultiMonitors(as_list(monitors))
         context = self._recorder.context(self._steps)
         self.monitors.bind(context)
         for evaluator in self.evaluators:
@@ -142,6 +160,24 @@ class Trainer:
         """Path of this run's folder, or None where none could be made."""
         return self._recorder.path
 
+    @property
+    def checkpoint_folder(self) -> str | None:
+        """Where checkpoints go that a signal or the dashboard asks for: a CheckpointCallback's folder, if it saves
+        what training resumes from, else the run folder's `checkpoints`; None without either."""
+        for callback in self.callbacks.callbacks:
+            if callback.checkpoint_folder is not None:
+                return callback.checkpoint_folder
+        return str(self.run_folder / "checkpoints") if self.run_folder is not None else None
+
+    def alert(self, code: str, message: str) -> None:
+        """Tell whoever watches the run something that does not end it: an event and a line of the log, of rank 0.
+
+        code: for programs, lower-case words joined by underscores. message: for people, a sentence.
+        """
+        if self.topology.rank == 0:
+            _logger.warning("%s", message)
+            self._recorder.write(Alert(level="warning", code=code, message=message), step=self._steps())
+
     def train(self) -> None:
         """Train train_epochs epochs, or until a stop is asked for; returns after the last step of either.
 
@@ -149,27 +185,33 @@ class Trainer:
 
         Raises:
             ConfigError: there is no optimizer, or no training data.
+            DataError: a step has no target token on any rank.
+            NonFiniteError: a loss or a gradient is NaN or infinite, and the config's on_nan does not let it pass.
         """
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
-        first, last = self._epochs_begun, self._epochs_begun + self.config.train_epochs
         self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
             self.callbacks.on_train_begin(self)
-            stopped = False
-            for epoch in range(first, last):
-                self.epoch_idx, self._epochs_begun = epoch, epoch + 1
-                self.callbacks.on_train_epoch_begin(self)
-                stopped = self._train_epoch(progress)
-                if stopped:
+            self.stopped = False
+            for micro_batches in self._global_batches():
+                self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
+                with self.monitors as item:
+                    done = self._update(micro_batches)
+                    item.update(done.as_monitor_item(self.topology.world_size))
+                progress.advance(done.epoch, self._steps.finished, done.loss_value)
+                self.callbacks.on_train_batch_end(self, done.loss)
+                if done.requests.checkpoint:
+                    self._save_as_asked()
+                if done.requests.stop:
+                    self.stopped = True
                     break
-                self.callbacks.on_train_epoch_end(self)
-                if _due(self.epoch_idx + 1, self.config.eval_per_n_epochs):
+                if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
                     self.eval()
             self.callbacks.on_train_end(self)
-            self._recorder.write(Bye(outcome="stopped" if stopped else "finished"), step=self._steps())
+            self._recorder.write(Bye(outcome="stopped" if self.stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
         """Run every evaluator and return their results together, by metric name."""
@@ -194,25 +236,38 @@ class Trainer:
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
 
-    def _train_epoch(self, progress: TrainingProgress) -> bool:
-        """Run the steps of one epoch; return whether a stop was asked for."""
-        assert self.train_dataloader is not None
-        for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx)):
-            self.batch_idx = index
-            self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
-            with self.monitors as item:
-                result, requests, measured = self._run_step(micro_batches)
-                item.update(measured)
-            progress.advance(self.epoch_idx, self._steps.finished, measured["loss"])
-            self.callbacks.on_train_batch_end(self, result.loss)
-            if requests.stop:
-                return True
-            if requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
-                self.eval()
-        return False
+    def _save_as_asked(self) -> None:
+        """Save a checkpoint for a signal or a request; where that fails, on every rank alike, training goes on."""
+        folder = self.checkpoint_folder
+        if folder is None:
+            self.alert("checkpoint", "a checkpoint was asked for, and this run has no folder: none was saved.")
+            return
+        path = f"{folder}/step-{self._steps.finished:08d}"
+        try:
+            self.save_checkpoint(path, wait=False)  # `train` returns when it is complete
+        except CheckpointError as error:
+            self.alert("checkpoint", f"the checkpoint that was asked for was not saved: {error}")
 
-    def _run_step(self, micro_batches: list[MicroBatch]) -> tuple[StepResult, Requests, dict[str, Any]]:
-        """Make one update; return its result, what was asked of the run, and what monitors are told."""
+    def _global_batches(self) -> Iterator[list[MicroBatch]]:
+        """Yield this rank's micro-batches of each step, epoch after epoch; between epochs, do what is due there."""
+        assert self.train_dataloader is not None
+        first, last = self._epochs_begun, self._epochs_begun + self.config.train_epochs
+        for epoch in range(first, last):
+            self.epoch_idx, self._epochs_begun = epoch, epoch + 1
+            self.callbacks.on_train_epoch_begin(self)
+            for index, micro_batches in enumerate(self.train_dataloader.iterate(epoch)):
+                self.batch_idx = index
+                yield micro_batches
+            self.callbacks.on_train_epoch_end(self)
+            if _due(epoch + 1, self.config.eval_per_n_epochs):
+                self.eval()
+
+    def _rows_at(self, epoch: int, index: int) -> list[list[int]]:
+        """The row numbers in each of this rank's micro-batches of a step."""
+        return self.train_dataloader.rows_at(epoch, index) if self.train_dataloader is not None else []
+
+    def _update(self, micro_batches: list[MicroBatch]) -> FinishedStep:
+        """Make one optimizer update and write down what came of it."""
         assert self._step is not None
         began = time.perf_counter()
         weight = sum(self._step.objective.weigh(m) for m in micro_batches)
@@ -230,127 +285,21 @@ class Trainer:
         if self.lr_scheduler is not None and result.applied:
             self.lr_scheduler.step()
         self._steps.finished += 1
-        measured = {
-            "global_step": self._steps(),
-            "epoch": self.epoch_idx,
-            "loss": result.loss.item(),
-            "lr": lr,
-            "tokens": sum(_count_tokens(m.batch) for m in micro_batches if m.rows),
-            "batch_size": rows,
-            "world_size": self.topology.world_size,
-        }
-        self._record(measured, result, time.perf_counter() - began)
-        return result, requests, measured
-
-    def _record(self, measured: dict[str, Any], result: StepResult, seconds: float) -> None:
-        event = StepEvent(
-            loss=measured["loss"],
-            lr=measured["lr"],
-            tokens=measured["tokens"],
-            seconds=seconds,
-            epoch=measured["epoch"],
-            total=self.total_steps,
+        done = FinishedStep(
+            global_step=self._steps(),
+            epoch=self.epoch_idx,
+            loss=result.loss,
+            loss_value=result.loss.item(),
+            lr=lr,
             grad_norm=result.grad_norm,
-            memory=memory_in_use(),
+            tokens=count_tokens(micro_batches),
+            rows=rows,
+            seconds=time.perf_counter() - began,
+            requests=requests,
         )
-        self._recorder.write(event, step=measured["global_step"])
-
-    def _make_step(self, train_fn: TrainFn | None) -> Step | None:
-        """Choose, once, how a step is made."""
-        objective: Objective
-        if train_fn is not None:
-            objective = UserStep(train_fn, self)
-        elif type(self.loss_fn) is GPTLMLoss:  # a subclass may have a forward of its own
-            objective = TokenMean(self.model, self.loss_fn)
-            self._check_rows()
-        else:
-            objective = RowMean(self.model, self.loss_fn)
-        fused = self.optimizer if isinstance(self.optimizer, FusedOptimizer) else None
-        if fused is not None:
-            self._prepare_for_fused_updates()
-        elif self.optimizer is None and "optimizer" not in self.config.deepspeed:
-            return None
-        step = make_step(self.model, self.config, self.optimizer, objective, self.topology)
-        if fused is None:
-            self.optimizer = step.engine.optimizer
-        return step
-
-    def _check_rows(self) -> None:
-        """Look at rows before any rank works: at all of a list, at the first ones of what may be slow to read."""
-        if isinstance(self.train_dataset, list | tuple):
-            check_rows(self.train_dataset)
-        elif hasattr(self.train_dataset, "__len__"):
-            rows: Any = self.train_dataset
-            check_rows(rows, limit=_ROWS_TO_CHECK)
-
-    def _prepare_for_fused_updates(self) -> None:
-        """Bring a model that CoLLiE did not make to its device and, under ZeRO-3, to its shards."""
-        for key in ("gradient_clipping", "optimizer", "scheduler"):
-            if self.config.deepspeed.get(key):
-                raise ConfigError(
-                    f"ds_config[{key!r}] is for optimizers that DeepSpeed steps, and {type(self.optimizer).__name__} "
-                    f"steps itself. Take it out, and give the optimizer's own arguments or lr_scheduler instead."
-                )
-        if not isinstance(self.model, CollieModelForCausalLM):
-            self.model.to(self.topology.device)
-            if self.config.zero_stage == 3:
-                engine_for(self.model, self.config)
-
-    def _make_scheduler(self, scheduler: Any) -> Any:
-        if scheduler is None or hasattr(scheduler, "step"):
-            return scheduler
-        if self.optimizer is None:
-            raise ConfigError("lr_scheduler was given without an optimizer.")
-        return scheduler(self.optimizer)
-
-    def _make_loader(self, collate: Callable[..., Any]) -> CollieDataLoader | None:
-        if self.train_dataset is None:
-            return None
-        return CollieDataLoader(
-            self.train_dataset,
-            batch_size=self.config.train_micro_batch_size,
-            accumulation_steps=self.config.gradient_accumulation_steps,
-            shuffle=True,
-            collate_fn=collate,
-            num_workers=self.config.dataloader_num_workers,
-            seed=self.config.seed,
-            dp_rank=self.topology.dp_rank,
-            dp_size=self.topology.dp_size,
-        )
-
-
-def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
-    """Say what this version does not do, before anything is begun."""
-    if config.uses_peft:
-        raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
-    ours = isinstance(model, CollieModelForCausalLM)
-    for field in ("tp_size", "pp_size"):
-        if not ours and getattr(config, field) > 1:
-            raise ConfigError(
-                f"{field}={getattr(config, field)} splits models of collie.models only, and this is a "
-                f"{type(model).__name__}. Set {field} to 1, and use ZeRO."
-            )
-    if not ours and config.dropout:
-        raise ConfigError(
-            f"dropout={config.dropout} reaches models of collie.models only, and this is a {type(model).__name__}. "
-            f"Set dropout to 0.0, and the model's own in its config."
-        )
-    enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if not ours and config.checkpointing and enable is not None:
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _as_list(one_or_many: Any) -> list[Any]:
-    if one_or_many is None:
-        return []
-    return list(one_or_many) if isinstance(one_or_many, list | tuple) else [one_or_many]
-
-
-def _count_tokens(batch: dict[str, Any]) -> int:
-    """Input tokens of a batch that are not padding."""
-    if "attention_mask" in batch:
-        return int(batch["attention_mask"].sum())
-    return int(batch["input_ids"].numel()) if "input_ids" in batch else 0
+        self._recorder.write(done.as_event(self.total_steps), step=done.global_step)
+        self._check_finite(result, done.loss_value, done.global_step, done.epoch, self.batch_idx)
+        return done
 
 
 def _due(done: int, every: int) -> bool:

@@ -1,0 +1,39 @@
+"""What is asked of a run from outside, and how all ranks come to act on it after the same step."""
+
+from dataclasses import astuple, dataclass, fields
+
+import torch
+import torch.distributed as dist
+
+from collie.parallel import Topology
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What was asked of the run since the last step, the same on every rank."""
+
+    stop: bool = False
+    checkpoint: bool = False
+    evaluate: bool = False
+
+    def __or__(self, other: "Requests") -> "Requests":
+        return Requests(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
+KINDS = tuple(field.name for field in fields(Requests))
+"""The kinds of request that a Trainer answers."""
+
+
+def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
+    """Sum a step's weight and rows over the dp ranks, and let every rank know what any of them was asked.
+
+    One all-reduce on the CPU, so that a GPU is not waited for. Ranks of one replica read the same rows: they are
+    counted once.
+    """
+    if topology.world_size == 1:
+        return weight, rows, local
+    said = torch.tensor([weight, rows, *astuple(local)], dtype=torch.int64)
+    dist.all_reduce(said)
+    copies = topology.tp_size * topology.pp_size
+    all_weight, all_rows, *asked = said.tolist()
+    return all_weight // copies, all_rows // copies, Requests(*map(bool, asked))
