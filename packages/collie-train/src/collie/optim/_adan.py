@@ -17,7 +17,7 @@ class Adan(torch.optim.Optimizer):
         θ ← (θ − lr·(m̂ + β₂·v̂) / (√n̂ + eps)) / (1 + lr·weight_decay)
 
     (the paper writes 1 − βᵢ for them). As in the authors' code each moment is divided by 1 − βᵢᵗ, and in the first
-    step the gradient has not changed. For one process and data parallelism at ZeRO stage 0, with weights in float32.
+    step the gradient has not changed. For one process and data parallelism at ZeRO stage 0.
 
     Args:
         params: parameters or groups of them.
@@ -34,9 +34,7 @@ class Adan(torch.optim.Optimizer):
         ConfigError: a value that cannot be meant, or `fused`.
     """
 
-    needs_whole_model: ClassVar[str] = (
-        "clips by a norm over all gradients that it has, and is tested on whole ones alone"
-    )
+    needs_whole_model: ClassVar[str] = "clips by the norm of all gradients, of which it must have the whole"
 
     def __init__(
         self,
@@ -68,16 +66,18 @@ class Adan(torch.optim.Optimizer):
         clip = self._clip_coefficient()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
-            grads = [dense_grad(p) * clip for p in parameters]
-            group["step"] = group.get("step", 0) + 1
-            if group["foreach"]:
-                self._update(parameters, grads, group)
-                continue
-            for parameter, grad in zip(parameters, grads, strict=True):
-                self._update([parameter], [grad], group)
+            for together in self._taken_together(parameters, group["foreach"]):
+                self._update(together, [dense_grad(p) * clip for p in together], group)
         return loss
+
+    def _taken_together(self, parameters: list[Tensor], foreach: bool) -> list[list[Tensor]]:
+        """Return lists of parameters that are at the same step; without `foreach` of one each."""
+        if not foreach:
+            return [[parameter] for parameter in parameters]
+        by_step: dict[int, list[Tensor]] = {}
+        for parameter in parameters:
+            by_step.setdefault(self.state[parameter].get("step", 0), []).append(parameter)
+        return list(by_step.values())
 
     def _clip_coefficient(self) -> Tensor | float:
         most = self.defaults["max_grad_norm"]
@@ -87,12 +87,14 @@ class Adan(torch.optim.Optimizer):
         return (most / (torch.nn.utils.get_total_norm(grads) + self.defaults["eps"])).clamp(max=1.0)
 
     def _update(self, parameters: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        lr, decay, step = group["lr"], group["weight_decay"], group["step"]
+        lr, decay = group["lr"], group["weight_decay"]
         beta_m, beta_v, beta_n = group["betas"]
         for parameter, grad in zip(parameters, grads, strict=True):
             if not self.state[parameter]:
                 moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_diff", "exp_avg_sq")}
-                self.state[parameter] |= moments | {"previous_grad": grad.clone()}
+                self.state[parameter] |= moments | {"previous_grad": grad.clone(), "step": 0}
+            self.state[parameter]["step"] += 1
+        step: int = self.state[parameters[0]]["step"]
         m, v, n, previous = (
             [self.state[p][name] for p in parameters]
             for name in ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad")

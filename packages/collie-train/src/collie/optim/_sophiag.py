@@ -26,7 +26,7 @@ class SophiaG(torch.optim.Optimizer):
     labels that were drawn from the model's own output, and bs·ĝ² the estimate of the Hessian. Until its first call h is
     zero, and `step` moves by sign(m).
 
-    For one process and data parallelism at ZeRO stage 0, with weights in float32.
+    For one process and data parallelism at ZeRO stage 0, weights in float32.
 
     Args:
         params: parameters or groups of them.
@@ -61,8 +61,17 @@ class SophiaG(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update_hessian(self) -> None:
-        """Take the gradients that are there as ĝ, averaged over the dp ranks; they are left for the caller to zero."""
+        """Take the gradients that are there as ĝ, averaged over the dp ranks; they are left for the caller to zero.
+
+        Raises:
+            RuntimeError: there are none: with half-precision weights DeepSpeed keeps them from it until `step`.
+        """
         topology = active_topology()
+        if all(parameter.grad is None for group in self.param_groups for parameter in group["params"]):
+            raise RuntimeError(
+                "update_hessian found no gradient. Call it after a backward pass and before zero_grad, on weights in "
+                "float32: DeepSpeed steps copies of others, which have gradients within step alone."
+            )
         for group in self.param_groups:
             beta = group["betas"][1]
             for parameter in group["params"]:
