@@ -40,7 +40,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     Losses are means over a rank's share: gradients are averaged over the dp ranks, as torch's DDP averages them. A
     parameter that the losses of some ranks do not depend on has gradient zero there. One that no rank's depends on is
-    left as it is, without decay. Under ZeRO-3 all ranks must call the same modules, since DeepSpeed gathers in them.
+    left as it is, without decay. Under ZeRO-3 all losses must depend on the same parameters, since DeepSpeed gathers
+    them on all ranks at once; that they do not is found before the backward pass.
 
     Attributes:
         loss_scaler: for float16 weights, else None. Losses are scaled here: callers give and get unscaled ones.
@@ -90,7 +91,8 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._measured = False
         self._scale = 1.0  # what clip_grad_norm leaves of a gradient in the coming pass
         self._kept: dict[nn.Parameter, Tensor] = {}
-        self._hooks = GradientHooks(parameters)
+        names = {parameter: whole for (_, whole), parameter in named(model)}
+        self._hooks = GradientHooks({parameter: names[parameter] for parameter in parameters})
 
     @abstractmethod
     def update(self, shard: Shard, grad: Tensor, lr: float, weight_decay: float) -> None:

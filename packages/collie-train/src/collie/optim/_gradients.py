@@ -1,13 +1,13 @@
 """Gradients in the moment in which a backward pass completes them, one parameter a hook."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from collie.optim._reach import reached_unevenly
-from collie.parallel import Topology
+from collie.parallel import Topology, is_partitioned
 
 OnGradient = Callable[[nn.Parameter, Tensor], None]
 
@@ -16,14 +16,18 @@ class GradientHooks:
     """Takes each gradient off its parameter as soon as it is complete, and hands it to what the current pass does.
 
     Backward passes outside `hand_to` are somebody else's: their gradients stay where torch put them.
+
+    Args:
+        names: of the parameters.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
+    def __init__(self, names: dict[nn.Parameter, str]) -> None:
+        self._names = names
+        self._parameters = list(names)
         self._on_gradient: OnGradient | None = None
         self._uneven: set[nn.Parameter] = set()  # which not every rank will have
         self._waiting: dict[nn.Parameter, Tensor] = {}  # those of them that came, until the pass ends
-        self._hooks = [p.register_post_accumulate_grad_hook(self._receive) for p in parameters]
+        self._hooks = [p.register_post_accumulate_grad_hook(self._receive) for p in self._parameters]
 
     @contextmanager
     def hand_to(
@@ -36,9 +40,13 @@ class GradientHooks:
             loss: what is backpropagated, where `on_gradient` speaks to the other dp ranks. All of these then get the
                 same parameters in the same order: with zeros for those that only other ranks' losses depend on.
             topology: the ranks that take part, with `loss`.
+
+        Raises:
+            RuntimeError: the ranks' losses depend on different parameters that ZeRO-3 has split. On all ranks.
         """
         if loss is not None and topology is not None:
             self._uneven = reached_unevenly(loss, self._parameters, topology)
+            self._refuse_uneven_shards()
         self._on_gradient = on_gradient
         try:
             yield
@@ -63,6 +71,16 @@ class GradientHooks:
         else:
             self._on_gradient(parameter, grad)
 
+    def _refuse_uneven_shards(self) -> None:
+        """DeepSpeed gathers a module's weights where a backward pass comes to it, and waits for ranks that do not."""
+        names = [self._names[p] for p in self._parameters if p in self._uneven and is_partitioned(p)]
+        if names:
+            raise RuntimeError(
+                f"the losses of some dp ranks do not depend on {names[0]} ({len(names)} parameters in all), and under "
+                f"ZeRO-3 they would wait for each other for ever. Add 0 times the unused outputs to the loss, or use "
+                f"a ZeRO stage below 3."
+            )
+
     @torch.no_grad()
     def _hand_over_uneven(self, on_gradient: OnGradient) -> None:
         for parameter in self._parameters:
@@ -71,11 +89,10 @@ class GradientHooks:
 
 
 def grad_or_zero(parameter: nn.Parameter, grad: Tensor | None) -> Tensor:
-    """Return a whole parameter's gradient, zeros where it has none on this rank."""
+    """Return a parameter's gradient, zeros where it has none on this rank; not of one that ZeRO-3 has split."""
     if grad is not None:
         return grad
-    shape = getattr(parameter, "ds_shape", parameter.shape)  # the whole's, where ZeRO-3 has let go of it
-    return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+    return torch.zeros_like(parameter)
 
 
 def squared(grad: Tensor) -> Tensor:
