@@ -147,9 +147,9 @@ def test_at_most_one_gradient_is_alive():
     alive = []
 
     class Watched(Lomo):
-        def update(self, shard, grad, lr):
+        def update(self, shard, grad, lr, weight_decay):
             alive.append(sum(p.grad is not None for p in model.parameters()))
-            super().update(shard, grad, lr)
+            super().update(shard, grad, lr, weight_decay)
 
     optimizer = Watched(model, lr=LR)
     optimizer.fused_backward(_loss(model, next(_batches())[0]), LR)
@@ -176,12 +176,18 @@ def test_what_it_refuses():
         Lomo(model, clip_grad_norm=0)
     with pytest.raises(ConfigError, match="lr=-1"):
         Lomo(model, lr=-1)
-    with pytest.raises(ConfigError, match="bfloat16"):
-        Lomo(_reference().half())
+    with pytest.raises(ConfigError, match=r"loss_scale_args.*float16"):
+        Lomo(model, loss_scale_args={"init_scale": 8})
+    with pytest.raises(ConfigError, match=r"init_scale=0\.5"):
+        Lomo(_reference().half(), loss_scale_args={"init_scale": 0.5})
+    with pytest.raises(ConfigError, match=r"stochastic_rounding.*float32"):
+        Lomo(model, stochastic_rounding=True)
     with pytest.raises(ConfigError, match="no parameter requires a gradient"):
         Lomo(_reference().requires_grad_(False))
     with pytest.raises(RuntimeError, match="fused_backward"):
         Lomo(model).step()
+    with pytest.raises(RuntimeError, match="grad_norm"):
+        Lomo(model, clip_grad_norm=1.0).fused_backward(_loss(model, next(_batches())[0]))
 
 
 def test_a_backward_pass_that_is_not_its_own_keeps_gradients():

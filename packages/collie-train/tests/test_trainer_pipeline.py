@@ -375,14 +375,14 @@ def test_fillers_count_for_nothing_and_are_told_of(one_process):
     compare(run_ranks(2, run), one_process())
 
 
-def test_float16_is_refused():
-    """The schedule's backward passes know of no loss scale."""
+def test_float16_is_refused_where_deepspeed_steps():
+    """The schedule's backward passes know of no loss scale of its."""
 
     def run():
         config = make_config(0, pp_size=2, dp_size=1)
         config.model_config = toy_llama_config(num_hidden_layers=2)
         model = make_model(config, dtype=torch.float16)
-        with pytest.raises(ConfigError, match="pp_size=2: the pipeline does not scale losses"):
+        with pytest.raises(ConfigError, match="pp_size=2: a pipeline that DeepSpeed steps does not scale losses"):
             Trainer(model, config, optimizer=torch.optim.SGD(model.parameters(), lr=0.1), train_dataset=rows())
 
     run_ranks(2, run)

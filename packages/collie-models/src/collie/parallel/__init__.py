@@ -20,6 +20,7 @@ from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_
 from collie.parallel._together import share_over_stage, together, together_in_stage
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead, resize_vocabulary
+from collie.parallel._whole import Whole
 
 __all__ = [
     "Column",
@@ -45,6 +46,7 @@ __all__ = [
     "VocabEmbedding",
     "VocabHead",
     "VocabRow",
+    "Whole",
     "active_topology",
     "apart",
     "close_engine",

@@ -68,7 +68,7 @@ class Engine:
         self.topology = topology
         self.zero_stage: int = config.zero_stage
         self.settings = engine_settings(model, config, optimizer, trains)
-        _refuse_unsound(optimizer, self.settings)
+        _refuse_unsound(optimizer, self.settings, topology)
         deepspeed = deepspeed_module()
         grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
@@ -234,18 +234,30 @@ def _with_exact_norms(settings: dict[str, Any], config: CollieConfig) -> dict[st
     return settings | {"zero_optimization": {**settings["zero_optimization"], "stage": 1}}
 
 
-def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str, Any]) -> None:
-    """ZeRO gives an optimizer flat shards: an update that looks at a whole tensor's statistics is wrong there."""
+def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str, Any], topology: Topology) -> None:
+    """Refuse an optimizer whose update would not be what it is on whole parameters.
+
+    ZeRO gives an optimizer flat shards, tensor parallelism parts: fine for an update of single elements. What an
+    optimizer of ours states in `needs_whole_model` bars pipeline stages, too.
+    """
     stage: int = settings["zero_optimization"]["stage"]
     asked = dict(settings.get("optimizer") or {}).get("type", "")
     name = type(optimizer).__name__ if optimizer is not None else asked
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ConfigError(f"optimizer={name} needs a closure over the loss, which a step does not give. Use AdamW.")
-    whole_tensor = isinstance(optimizer, _whole_tensor_optimizers()) or "lamb" in asked.lower()
-    if stage > 0 and whole_tensor:
+    pieces = [f"ZeRO stage {stage}"] * (stage > 0) + [f"tp_size={topology.tp_size}"] * (topology.tp_size > 1)
+    whole_tensor = isinstance(optimizer, _whole_tensor_optimizers()) or asked.lower() in ("lamb", "muon")
+    if whole_tensor and pieces:
         raise ConfigError(
-            f"optimizer={name} computes statistics of whole tensors, and ZeRO stage {stage} gives it flat shards of "
-            f"them. Use an elementwise optimizer such as AdamW, or stage 0 (in bf16 and fp16 without tp and pp)."
+            f"optimizer={name} computes statistics of whole tensors, and {pieces[0]} gives it pieces of them. Use an "
+            f"elementwise optimizer such as AdamW, or tp_size=1 and stage 0 (in bf16 and fp16 without pp)."
+        )
+    reason: str | None = getattr(optimizer, "needs_whole_model", None)
+    pieces += [f"pp_size={topology.pp_size}"] * (topology.pp_size > 1)
+    if reason and pieces:
+        raise ConfigError(
+            f"optimizer={name} {reason}, and {pieces[0]} gives it pieces. "
+            f"Use ZeRO stage 0 with tp_size=1 and pp_size=1, or an elementwise optimizer such as AdamW or Lion."
         )
 
 

@@ -5,15 +5,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from collie.interfaces import ConfigError
-from collie.optim._fused import FusedOptimizer
+from collie.optim._fused import FusedOptimizer, has_float16
+from collie.optim._groups import Patterns
+from collie.optim._loss_scale import DynamicLossScaler
 from collie.parallel import Shard
 
 
 class Lomo(FusedOptimizer):
     """Low-memory optimization: θ ← θ − lr·(g + weight_decay·θ), one parameter at a time, while gradients are computed.
 
-    Exactly SGD where nothing is clipped. Works on plain, data-parallel and ZeRO-3 models; ZeRO stages 1 and 2 mean
-    plain data parallelism here, since there is no optimizer state and no stored gradient to partition.
+    Exactly SGD where nothing is clipped. Works in every layout; ZeRO stages 1 and 2 mean plain data parallelism here,
+    since there is no optimizer state and no stored gradient to partition.
 
     Args:
         model: the model to train (not its parameters: LOMO hooks into its backward pass).
@@ -21,7 +23,14 @@ class Lomo(FusedOptimizer):
         clip_grad_norm: largest norm of the whole gradient. Costs a second backward pass over the same graph.
         clip_grad_value: largest absolute value of a gradient's element.
         weight_decay: decay per step, multiplied by lr.
-        loss_scale_args: refused when given: float16 training is not available for LOMO in this version.
+        loss_scale_args: arguments of DynamicLossScaler, for a float16 model, which costs a second backward pass, too:
+            an overflow is found before any weight is changed.
+        no_decay: patterns of names of parameters without decay, such as ("*bias", "*norm*").
+        stochastic_rounding: whether bfloat16 weights are rounded by chance, so that small steps are not lost.
+
+    Raises:
+        ConfigError: a value that cannot be meant, `loss_scale_args` for a model that is not in float16, and what
+            FusedOptimizer refuses.
     """
 
     def __init__(
@@ -32,20 +41,26 @@ class Lomo(FusedOptimizer):
         clip_grad_value: float | None = None,
         weight_decay: float = 0.0,
         loss_scale_args: dict[str, Any] | None = None,
+        *,
+        no_decay: Patterns = (),
+        stochastic_rounding: bool = False,
     ) -> None:
-        if lr < 0:
-            raise ConfigError(f"lr={lr!r} must not be negative.")
-        if weight_decay < 0:
-            raise ConfigError(f"weight_decay={weight_decay!r} must not be negative.")
-        if loss_scale_args:
+        if loss_scale_args and not has_float16(model):
             raise ConfigError(
-                "loss_scale_args is for float16, which LOMO does not train in this version. "
-                "Leave it out and load the model in bfloat16 or float32."
+                "loss_scale_args is for models in float16, and this one is not. Leave it out, or load the model with "
+                "dtype=torch.float16."
             )
-        super().__init__(model, {"lr": lr, "weight_decay": weight_decay}, clip_grad_norm, clip_grad_value)
+        super().__init__(
+            model,
+            {"lr": lr, "weight_decay": weight_decay},
+            clip_grad_norm,
+            clip_grad_value,
+            no_decay=no_decay,
+            loss_scaler=DynamicLossScaler(**(loss_scale_args or {})),
+            stochastic_rounding=stochastic_rounding,
+        )
 
-    def update(self, shard: Shard, grad: Tensor, lr: float) -> None:
-        decay = self.param_groups[0]["weight_decay"]
-        if decay:
-            shard.data.mul_(1 - lr * decay)
-        shard.data.add_(grad, alpha=-lr)
+    def update(self, shard: Shard, grad: Tensor, lr: float, weight_decay: float) -> None:
+        if weight_decay:
+            grad.add_(shard.data, alpha=weight_decay)
+        self.change(shard, grad, -lr)

@@ -29,12 +29,13 @@ def make_step(
     fused = optimizer if isinstance(optimizer, FusedOptimizer) else None
     if fused is not None:
         _prepare_for_fused_updates(model, config, fused, topology)
+        _refuse_ignored_precision(config, fused)
     elif optimizer is None and "optimizer" not in config.deepspeed:
         return None
-    if topology.pp_size > 1 and model_dtype(model) is torch.float16:
+    if fused is None and topology.pp_size > 1 and model_dtype(model) is torch.float16:
         raise ConfigError(
-            f"pp_size={topology.pp_size}: the pipeline does not scale losses, which float16 needs. "
-            "Use bf16 in ds_config, or pp_size=1."
+            f"pp_size={topology.pp_size}: a pipeline that DeepSpeed steps does not scale losses, which float16 needs. "
+            "Use bf16 in ds_config, pp_size=1, or an optimizer that scales them itself: Lomo or AdaLomo."
         )
     if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
         check_trainable(model, topology)
@@ -45,6 +46,16 @@ def make_step(
         return FusedStep(model, fused, objective, topology)
     assert engine is not None
     return PlainStep(engine, objective, topology)
+
+
+def _refuse_ignored_precision(config: CollieConfig, fused: FusedOptimizer) -> None:
+    """Refuse what ds_config says about loss scaling where DeepSpeed scales no losses."""
+    said = sorted(set(config.deepspeed.get("fp16") or {}) - {"enabled", "auto_cast"})
+    if said:
+        raise ConfigError(
+            f"ds_config['fp16'][{said[0]!r}] is for optimizers that DeepSpeed steps, and {type(fused).__name__} scales "
+            f"losses itself. Take it out, and give the optimizer's loss_scale_args or loss_scale instead."
+        )
 
 
 def model_dtype(model: nn.Module) -> torch.dtype:

@@ -25,7 +25,11 @@ class Update(Protocol):
     """What becomes of the gradients of a step."""
 
     def gradients(self) -> AbstractContextManager[None]:
-        """Backward passes happen within it."""
+        """Backward passes happen within it, of losses that `scaled` returned."""
+        ...
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return what is backpropagated for a loss."""
         ...
 
     def __call__(self) -> tuple[float | None, bool]:
@@ -41,6 +45,9 @@ class EngineUpdate:
 
     def gradients(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss
 
     def __call__(self) -> tuple[float | None, bool]:
         for weight in self._model.weights_of_both_ends():
@@ -59,10 +66,14 @@ class FusedUpdate:
     def gradients(self) -> AbstractContextManager[None]:
         return self._optimizer.accumulating()
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        return self._optimizer.scaled(loss)
+
     def __call__(self) -> tuple[float | None, bool]:
         weights = self._model.weights_of_both_ends()
         sum_over_ends([self._optimizer.accumulated(weight) for weight in weights], self._topology)
-        return self._optimizer.apply_accumulated(self._optimizer.param_groups[0]["lr"]), True
+        norm = self._optimizer.apply_accumulated()
+        return (norm, True) if not self._optimizer.overflowed else (None, False)
 
 
 class PipelineStep:
@@ -129,7 +140,8 @@ class PipelineStep:
             rows, length = micro_batch.batch["input_ids"].shape
             share = self.objective(_finisher(model, x_BSE[:rows], length), micro_batch, total)
         shares.add(share)
-        return torch.as_tensor(share) * self._topology.dp_size  # gradients are averaged over dp; shares are summed
+        # gradients are averaged over dp; shares are summed
+        return self._update.scaled(torch.as_tensor(share) * self._topology.dp_size)
 
 
 class RelayStep:
@@ -151,7 +163,7 @@ class RelayStep:
             share = self.objective(self.engine, _joined(micro_batches), total)
             shares.add(share)
             if isinstance(share, Tensor):
-                (share * self._topology.dp_size).backward()
+                self._update.scaled(share * self._topology.dp_size).backward()
         if isinstance(share, Tensor):
             norm, applied = self._update()
         return StepResult(shares.reduce(), norm, applied, shares.parts)

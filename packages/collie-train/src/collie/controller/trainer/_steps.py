@@ -65,8 +65,7 @@ class FusedStep:
 
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         shares = Shares(self._topology)
-        lr: float = self._optimizer.param_groups[0]["lr"]
-        norm = None
+        norm, applied = None, True
         for micro_batch in micro_batches:
             rewind = rewind_random_numbers(self._topology.device)
             share = self.objective(self.engine, micro_batch, total)
@@ -76,15 +75,16 @@ class FusedStep:
             if len(micro_batches) > 1:
                 self._optimizer.accumulate(self._averaged(share))
                 continue
-            if self._optimizer.clip_grad_norm is not None:
+            if self._optimizer.needs_norm:
                 norm = self._optimizer.grad_norm(self._averaged(share))
-                if self._optimizer.needs_second_forward:
+                if self._optimizer.needs_second_forward and not self._optimizer.overflowed:
                     rewind()  # the gradient applied must be the one that was measured: same dropout
                     share = torch.as_tensor(self.objective(self.engine, micro_batch, total))
-            self._optimizer.fused_backward(self._averaged(share), lr)
+            applied = self._optimizer.fused_backward(self._averaged(share))
         if self._optimizer.has_accumulated:
-            norm = self._optimizer.apply_accumulated(lr)
-        return StepResult(shares.reduce(), norm, applied=True, shares=shares.parts)
+            norm = self._optimizer.apply_accumulated()
+            applied = not self._optimizer.overflowed
+        return StepResult(shares.reduce(), norm if applied else None, applied, shares.parts)
 
     def _averaged(self, share: Tensor) -> Tensor:
         """The optimizer averages over dp; shares are to be summed."""

@@ -1,5 +1,6 @@
 """LOMO under the address that existing scripts import it from."""
 
 from collie.optim._lomo import Lomo
+from collie.optim._loss_scale import DynamicLossScaler
 
-__all__ = ["Lomo"]
+__all__ = ["DynamicLossScaler", "Lomo"]

@@ -1,0 +1,5 @@
+"""AdaLomo under the address that existing scripts import it from."""
+
+from collie.optim._adalomo import AdaLomo
+
+__all__ = ["AdaLomo"]
