@@ -1,6 +1,7 @@
 """What is asked of a run from outside, and how all ranks come to act on it after the same step."""
 
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,10 @@ class Requests:
     evaluate: bool = False
 
     def __or__(self, other: "Requests") -> "Requests":
-        return Requests(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Requests(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[bool]:
+        return (getattr(self, kind) for kind in KINDS)
 
 
 KINDS = tuple(field.name for field in fields(Requests))
@@ -32,7 +36,7 @@ def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[
     """
     if topology.world_size == 1:
         return weight, rows, local
-    said = torch.tensor([weight, rows, *astuple(local)], dtype=torch.int64)
+    said = torch.tensor([weight, rows, *local], dtype=torch.int64)
     dist.all_reduce(said)
     copies = topology.tp_size * topology.pp_size
     all_weight, all_rows, *asked = said.tolist()

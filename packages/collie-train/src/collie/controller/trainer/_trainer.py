@@ -193,6 +193,7 @@ class Trainer:
         self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
+            self.model.train()
             self.callbacks.on_train_begin(self)
             self.stopped = False
             for micro_batches in self._global_batches():
@@ -277,7 +278,8 @@ class Trainer:
                 f"the batch of step {self._steps.finished} has no target token on any rank: no label is learnt. "
                 f"Check the rows' labels, or max_length, which may cut every answer off."
             )
-        self.model.train()
+        if not self.model.training:  # an evaluation was in between; walking through all modules has its price
+            self.model.train()
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
