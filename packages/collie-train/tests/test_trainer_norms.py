@@ -102,7 +102,7 @@ def test_half_precision_from_ds_config(stage, name):
     """Losses and norms are those of float32 to its precision; DeepSpeed refuses float16 on a CPU, in a sentence."""
 
     def refused():
-        with pytest.raises(ConfigError, match="fp16 is not supported on your device. Change that value"):
+        with pytest.raises(ConfigError, match=r"fp16 is not supported on your device\. Change that value"):
             half(stage, name)
 
     if name == "fp16" and not torch.cuda.is_available():
