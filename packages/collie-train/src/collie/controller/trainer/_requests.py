@@ -16,16 +16,18 @@ class Requests:
     stop: bool = False
     checkpoint: bool = False
     evaluate: bool = False
+    prompt: bool = False  # a server's provider has one
 
     def __or__(self, other: "Requests") -> "Requests":
         return Requests(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
     def __iter__(self) -> Iterator[bool]:
-        return (getattr(self, kind) for kind in KINDS)
+        return (getattr(self, kind) for kind in _FIELDS)
 
 
-KINDS = tuple(field.name for field in fields(Requests))
-"""The kinds of request that a Trainer answers."""
+_FIELDS = tuple(field.name for field in fields(Requests))
+ANSWERED = ("stop", "checkpoint", "evaluate")
+"""The kinds of request in a run's control folder that a Trainer answers."""
 
 
 def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
