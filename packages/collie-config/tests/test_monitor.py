@@ -220,6 +220,18 @@ def test_network_traffic_is_a_rate(monkeypatch, events, clock):
     assert {event.unit for event, _ in events.found} == {"bytes/s"}
 
 
+def test_traffic_between_two_steps_counts(monkeypatch, events, clock):
+    """Three seconds of loading and one of the step, in which 800 bytes came."""
+    readings = [SimpleNamespace(bytes_sent=sent, bytes_recv=0) for sent in (100, 400, 1200)]
+    counters(monkeypatch, "net_io_counters", {"eth0": readings[0]}, *readings)
+    monitor = NetworkIOMonitor(CollieConfig())
+    monitor.bind(context(events))
+    step(monitor, clock, 2.0)
+    clock.time += 3.0
+    step(monitor, clock, 1.0)
+    assert events.values()["network_sent"] == 200.0
+
+
 def test_disk_traffic_is_a_rate_of_one_disk(monkeypatch, events, clock):
     disks = {"sda": SimpleNamespace(read_bytes=0, write_bytes=0), "sdb": SimpleNamespace(read_bytes=9, write_bytes=9)}
     counters(monkeypatch, "disk_io_counters", disks)

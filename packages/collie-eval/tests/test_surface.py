@@ -1,4 +1,4 @@
-"""What the two leaves offer, and what they leave alone."""
+"""What the four leaves offer, and what they leave alone."""
 
 import subprocess
 import sys
@@ -6,15 +6,21 @@ import sys
 import pytest
 
 import collie.controller.evaluator
+import collie.controller.server
 import collie.metrics
+import collie.utils.data_provider
 
 
 def test_public_names():
     assert collie.metrics.__all__ == ["BaseMetric", "DecodeMetric", "PPLMetric"]
+    assert collie.controller.server.__all__ == ["Server"]
+    assert collie.utils.data_provider.__all__ == ["BaseProvider", "GradioProvider"]
     assert collie.controller.evaluator.__all__ == ["Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"]
 
 
-@pytest.mark.parametrize("leaf", ["collie.metrics", "collie.controller.evaluator"])
+@pytest.mark.parametrize(
+    "leaf", ["collie.metrics", "collie.controller.evaluator", "collie.controller.server", "collie.utils.data_provider"]
+)
 def test_a_leaf_imports_alone_without_the_trainer_and_without_deepspeed(leaf):
     script = f"import {leaf}, sys; print([n for n in sys.modules if n in ('deepspeed', 'collie.controller.trainer')])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -16,7 +16,9 @@ LEAVES = {  # package: distribution
     "collie.controller.trainer": "collie-train",
     "collie.optim": "collie-train",
     "collie.controller.evaluator": "collie-eval",
+    "collie.controller.server": "collie-eval",
     "collie.metrics": "collie-eval",
+    "collie.utils.data_provider": "collie-eval",
     "collie.jobs": "collie-tui",
     "collie.tui": "collie-tui",
 }
@@ -58,6 +60,8 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.controller.trainer": ("Trainer",),
     "collie.optim": ("Lomo",),
     "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
+    "collie.controller.server": ("Server",),
+    "collie.utils.data_provider": ("BaseProvider", "GradioProvider"),
     "collie.metrics": ("BaseMetric", "DecodeMetric", "PPLMetric"),
 }
 

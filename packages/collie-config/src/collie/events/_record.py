@@ -37,6 +37,9 @@ class Record:
     """What happened."""
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))  # once: dumps makes one a call
+
+
 def encode(record: Record) -> str:
     """Return the record as one line of JSON, without the newline.
 
@@ -55,7 +58,7 @@ def encode(record: Record) -> str:
     }
     for name in _READERS[event.kind]:
         line[name] = _plain(getattr(event, name))
-    return json.dumps(line, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _JSON.encode(line)
 
 
 def decode(line: str | bytes) -> Record | None:

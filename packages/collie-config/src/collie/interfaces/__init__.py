@@ -12,7 +12,7 @@ from collie.interfaces._errors import (
     ParallelSizeError,
     UnknownFieldError,
 )
-from collie.interfaces._protocols import EventSink, RunContext, SupportsEval
+from collie.interfaces._protocols import EventSink, RunContext, SupportsEval, SupportsServer
 from collie.interfaces._require import nearest, require
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ParallelSizeError",
     "RunContext",
     "SupportsEval",
+    "SupportsServer",
     "UnknownFieldError",
     "nearest",
     "require",

@@ -45,3 +45,20 @@ class SupportsEval(Protocol):
     def eval(self, dataloader: Iterable[Any] | None = None) -> dict[str, float]:
         """Evaluate and return results by metric name; equal on all ranks."""
         ...
+
+
+class SupportsServer(Protocol):
+    """What a Trainer asks of a server of prompts."""
+
+    def bind(self, context: RunContext) -> None:
+        """Take the run's events and step."""
+
+    def start(self) -> None:
+        """Begin to take prompts; a second time it does nothing."""
+
+    def waiting(self) -> bool:
+        """Whether this rank has a prompt to be answered. Never waits, neither for one nor for other ranks."""
+        ...
+
+    def data_provider_handler(self) -> None:
+        """Answer a prompt, where any rank had one waiting. Every rank calls it."""

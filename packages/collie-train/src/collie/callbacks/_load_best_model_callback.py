@@ -17,7 +17,7 @@ _NAME = "best"
 
 
 class LoadBestModelCallback(Callback):
-    """Saves the model whenever an evaluation is better than all before, and loads it when training ends.
+    """Saves the model whenever an evaluation in training is better than all before, and loads it when training ends.
 
     It is saved in `folder`/best. A training that is stopped before its end, which may be resumed, is left as it is.
     Of a model with an adapter, the adapter is saved and loaded.
@@ -49,6 +49,7 @@ class LoadBestModelCallback(Callback):
         self._monitor = ResultsMonitor(monitor, larger_better)
         self._saver = Saver(folder, model_only=True, peft_only=True, arguments=kwargs)
         self._best: float | None = None
+        self._training = False
 
     @property
     def best_value(self) -> float | None:
@@ -62,8 +63,14 @@ class LoadBestModelCallback(Callback):
                 "LoadBestModelCallback goes by an evaluation's results, and the Trainer has no evaluators."
             )
 
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """From here on evaluations count."""
+        self._training = True
+
     def on_evaluate_end(self, trainer: Trainer, results: dict[str, Any]) -> None:
-        """Save where the results are the best so far."""
+        """Save where the results are the best so far, while training."""
+        if not self._training:
+            return
         value = self._monitor.value(results)
         if value is None or (self._best is not None and not self._monitor.better(value, self._best)):
             return
@@ -72,6 +79,7 @@ class LoadBestModelCallback(Callback):
 
     def on_train_end(self, trainer: Trainer) -> None:
         """Load the best, unless the training was stopped."""
+        self._training = False
         if self._best is None or trainer.stopped:
             return
         self._saver.load(trainer, _NAME)

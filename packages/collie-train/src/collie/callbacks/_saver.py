@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -41,7 +41,7 @@ class Saver:
     def path(self, name: str) -> str:
         return f"{self.folder}/{name}"
 
-    def save(self, trainer: Trainer, name: str, replaced: Iterable[str] = ()) -> bool:
+    def save(self, trainer: Trainer, name: str, replaced: Sequence[str] = ()) -> bool:
         """Save into the folder `name`, and then delete those that it takes the place of.
 
         What the file system refuses (a full disk) is told as an alert, training goes on, and nothing is deleted.
@@ -51,20 +51,21 @@ class Saver:
             Whether it was saved, or began to be: the same on every rank.
         """
         path = self.path(name)
+        self._condemned = [one for one in self._condemned if one != name] + list(replaced)
+        condemned = list(self._condemned)  # as of now: what comes later waits for its own successor
         try:
             if not self.model_only:
-                self._condemned.extend(replaced)
                 trainer.save_checkpoint(
-                    path, wait=False, then=lambda _: self._delete_condemned(trainer), **self._arguments
+                    path, wait=False, then=lambda _: self._delete(trainer, condemned), **self._arguments
                 )
                 return True
             save = trainer.save_peft if self.peft_only and trainer.config.uses_peft else trainer.save_model
             save(path, **self._arguments)
         except CheckpointError as error:
+            self._condemned = [one for one in self._condemned if one not in replaced]
             trainer.alert("checkpoint", f"{path} was not saved, and training goes on: {error}")
             return False
-        self._condemned.extend(replaced)
-        self._delete_condemned(trainer)
+        self._delete(trainer, condemned)
         return True
 
     def load(self, trainer: Trainer, name: str) -> None:
@@ -83,6 +84,8 @@ class Saver:
         except Exception as error:  # each file system has its own, and none of them is worth a training
             trainer.alert("checkpoint", f"{self.path(name)} was not deleted: {error}")
 
-    def _delete_condemned(self, trainer: Trainer) -> None:
-        while self._condemned:
-            self.delete(trainer, self._condemned.pop())
+    def _delete(self, trainer: Trainer, names: list[str]) -> None:
+        for name in names:
+            if name in self._condemned:  # an earlier successor may have come late
+                self._condemned.remove(name)
+                self.delete(trainer, name)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
+import time
 from typing import Any, ClassVar
 
 import psutil
@@ -32,70 +35,86 @@ class CPUMemoryMonitor(BaseMonitor):
         return {"cpu_memory": _resident_bytes()}
 
 
-class NetworkIOMonitor(BaseMonitor):
-    """Bytes a second that this machine sent and received during a step, on one interface or on all.
+class _TrafficMonitor(BaseMonitor):
+    """Rates of two of the machine's counters, since the step before (the first time, since this one began).
+
+    So what happens between steps, such as the loading of data, counts too, and a step reads the counters once.
+    """
+
+    _fields: ClassVar[dict[str, str]]
+    """The counter of psutil by the name of its rate."""
+
+    def __init__(self, config: CollieConfig) -> None:
+        super().__init__(config)
+        self._before: tuple[float, Any] | None = None
+
+    def start(self) -> None:
+        """Read the counters, if there is no step before."""
+        if self._before is None:
+            self._before = self._reading()
+
+    def measure(self, item: Item) -> dict[str, float]:
+        """Return both rates, in bytes a second; nothing where the system counts none."""
+        before, self._before = self._before, self._reading()
+        if before is None or self._before is None or self._before[0] <= before[0]:
+            return {}
+        seconds = self._before[0] - before[0]
+        return {
+            name: (getattr(self._before[1], field) - getattr(before[1], field)) / seconds
+            for name, field in self._fields.items()
+        }
+
+    def _reading(self) -> tuple[float, Any] | None:
+        counters = self._counters()
+        return None if counters is None else (time.perf_counter(), counters)
+
+    def _counters(self) -> Any:
+        raise NotImplementedError
+
+
+# psutil watches for counters that wrap at 32 bits (nowrap), which costs more than reading them: those of a kernel of
+# today have 64.
+
+
+class NetworkIOMonitor(_TrafficMonitor):
+    """Bytes a second that this machine sends and receives, on one interface or on all, as network_sent and
+    network_received.
 
     Raises:
         ConfigError: there is no such interface.
     """
 
     units: ClassVar[dict[str, str]] = {"network_sent": "bytes/s", "network_received": "bytes/s"}
+    _fields: ClassVar[dict[str, str]] = {"network_sent": "bytes_sent", "network_received": "bytes_recv"}
 
     def __init__(self, config: CollieConfig, interface: str | None = None) -> None:
         super().__init__(config)
         self.interface = _known("interface", interface, psutil.net_io_counters(pernic=True))
 
-    def start(self) -> None:
-        """Read the counters before the step."""
-        self._before = self._counters()
-
-    def measure(self, item: Item) -> dict[str, float]:
-        """Return {"network_sent": bytes a second, "network_received": bytes a second}."""
-        now = self._counters()
-        if now is None or self._before is None or self.seconds <= 0:
-            return {}
-        return {
-            "network_sent": (now.bytes_sent - self._before.bytes_sent) / self.seconds,
-            "network_received": (now.bytes_recv - self._before.bytes_recv) / self.seconds,
-        }
-
     def _counters(self) -> Any:
         if self.interface is None:
-            return psutil.net_io_counters()
-        return psutil.net_io_counters(pernic=True).get(self.interface)
+            return psutil.net_io_counters(nowrap=False)
+        return psutil.net_io_counters(pernic=True, nowrap=False).get(self.interface)
 
 
-class DiskIOMonitor(BaseMonitor):
-    """Bytes a second that this machine read and wrote during a step, on one disk or on all.
+class DiskIOMonitor(_TrafficMonitor):
+    """Bytes a second that this machine reads and writes, on one disk or on all, as disk_read and disk_write.
 
     Raises:
         ConfigError: there is no such disk.
     """
 
     units: ClassVar[dict[str, str]] = {"disk_read": "bytes/s", "disk_write": "bytes/s"}
+    _fields: ClassVar[dict[str, str]] = {"disk_read": "read_bytes", "disk_write": "write_bytes"}
 
     def __init__(self, config: CollieConfig, disk: str | None = None) -> None:
         super().__init__(config)
         self.disk = _known("disk", disk, psutil.disk_io_counters(perdisk=True) or {})
 
-    def start(self) -> None:
-        """Read the counters before the step."""
-        self._before = self._counters()
-
-    def measure(self, item: Item) -> dict[str, float]:
-        """Return {"disk_read": bytes a second, "disk_write": bytes a second}; nothing where the system counts none."""
-        now = self._counters()
-        if now is None or self._before is None or self.seconds <= 0:
-            return {}
-        return {
-            "disk_read": (now.read_bytes - self._before.read_bytes) / self.seconds,
-            "disk_write": (now.write_bytes - self._before.write_bytes) / self.seconds,
-        }
-
     def _counters(self) -> Any:
         if self.disk is None:
-            return psutil.disk_io_counters()
-        return (psutil.disk_io_counters(perdisk=True) or {}).get(self.disk)
+            return psutil.disk_io_counters(nowrap=False)
+        return (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).get(self.disk)
 
 
 def memory_in_use() -> int:
@@ -111,7 +130,13 @@ def _initialised_cuda() -> Any:
 
 
 def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
+    return int(_process(os.getpid()).memory_info().rss)
+
+
+@functools.cache
+def _process(pid: int) -> psutil.Process:
+    """This process, found once: a forked one has another pid."""
+    return psutil.Process(pid)
 
 
 def _known(field: str, name: str | None, counters: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""The one place where training meets collie-eval: `Trainer(eval_dataset=…, eval_fn=…)`."""
+"""The one place where training meets collie-eval: `Trainer(eval_dataset=…)` and `Trainer(data_provider=…)`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from collie.config import CollieConfig
-from collie.interfaces import SupportsEval, require
+from collie.interfaces import SupportsEval, SupportsServer, require
 
 
 def dataset_evaluator(
@@ -34,3 +34,14 @@ def dataset_evaluator(
         collate_fn=collate_fn,
     )
     return evaluator
+
+
+def prompt_server(model: nn.Module, data_provider: Any) -> SupportsServer:
+    """Return a Server that answers the prompts of `data_provider`.
+
+    Raises:
+        MissingExtraError: collie-eval is not installed.
+    """
+    module = require("collie.controller.server", "collie-train[eval]", "data_provider")
+    server: SupportsServer = module.Server(model, data_provider)
+    return server

@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from collie.controller.trainer._requests import KINDS, Requests
+from collie.controller.trainer._requests import ANSWERED, Requests
 from collie.controller.trainer._signals import Signals
 from collie.events import (
     RUN_DIR_VARIABLE,
@@ -96,7 +96,7 @@ class Recorder:
                 if request.id in self._answered:
                     continue
                 self._answered.add(request.id)
-                if request.kind in KINDS:
+                if request.kind in ANSWERED:
                     asked |= Requests(**{request.kind: True})
                     self.write(Log(level="info", message=f"asked to {request.kind} (request {request.id})"), step=None)
                 else:

@@ -1,6 +1,7 @@
 """What is asked of a run from outside, and how all ranks come to act on it after the same step."""
 
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -15,13 +16,18 @@ class Requests:
     stop: bool = False
     checkpoint: bool = False
     evaluate: bool = False
+    prompt: bool = False  # a server's provider has one
 
     def __or__(self, other: "Requests") -> "Requests":
-        return Requests(*(mine or theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Requests(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def __iter__(self) -> Iterator[bool]:
+        return (getattr(self, kind) for kind in _FIELDS)
 
 
-KINDS = tuple(field.name for field in fields(Requests))
-"""The kinds of request that a Trainer answers."""
+_FIELDS = tuple(field.name for field in fields(Requests))
+ANSWERED = ("stop", "checkpoint", "evaluate")
+"""The kinds of request in a run's control folder that a Trainer answers."""
 
 
 def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:
@@ -32,7 +38,7 @@ def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[
     """
     if topology.world_size == 1:
         return weight, rows, local
-    said = torch.tensor([weight, rows, *astuple(local)], dtype=torch.int64)
+    said = torch.tensor([weight, rows, *local], dtype=torch.int64)
     dist.all_reduce(said)
     copies = topology.tp_size * topology.pp_size
     all_weight, all_rows, *asked = said.tolist()

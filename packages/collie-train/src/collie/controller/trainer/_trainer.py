@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
-from collie.controller.trainer._evaluation import dataset_evaluator
+from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
@@ -27,11 +27,11 @@ from collie.controller.trainer._preparation import (
 )
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, StepCounter
-from collie.controller.trainer._requests import agree
+from collie.controller.trainer._requests import Requests, agree
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import ColliePadder, MicroBatch
 from collie.events import Alert, Bye, Checkpoint
-from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval
+from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval, SupportsServer
 from collie.module import GPTLMLoss, to_device
 from collie.parallel import set_seed, setup_distribution
 from collie.utils.monitor import BaseMonitor, MultiMonitors
@@ -68,7 +68,8 @@ class Trainer:
         callbacks: one Callback or several.
         train_dataset_collate_fn: makes a batch of rows; default ColliePadder().
         eval_dataset_collate_fn: the same for `eval_dataset`; default ColliePadder(padding_left=True).
-        data_provider, server: prompts to the model in training; not available in this version, refused.
+        data_provider: a BaseProvider of prompts, which the model answers between steps (needs collie-eval).
+        server: a Server, which has one already.
         monitors: what is measured each step.
         metrics: for `eval_dataset`, by name.
         evaluators: run every eval_per_n_steps steps and eval_per_n_epochs epochs.
@@ -96,12 +97,10 @@ class Trainer:
         monitors: Sequence[BaseMonitor] | BaseMonitor | None = None,
         metrics: dict[str, Any] | None = None,
         evaluators: SupportsEval | Sequence[SupportsEval] | None = None,
-        server: Any = None,
+        server: SupportsServer | None = None,
     ) -> None:
-        if data_provider is not None or server is not None:
-            raise ConfigError(
-                "data_provider/server: prompts to the model in training are not available in this version."
-            )
+        if data_provider is not None and server is not None:
+            raise ConfigError("data_provider and server were both given: a server has its own data_provider.")
         refuse_what_is_not_there(model, config)
         enable_checkpointing(model, config)
         self.model, self.config, self.tokenizer = model, config, tokenizer
@@ -136,6 +135,9 @@ class Trainer:
         self.monitors.bind(context)
         for evaluator in self.evaluators:
             evaluator.bind(context, model)
+        self.server = prompt_server(model, data_provider) if data_provider is not None else server
+        if self.server is not None:
+            self.server.bind(context)
         self.callbacks = CallbackManager(callbacks)
         self.callbacks.on_setup_parallel_model(self)
         self.callbacks.on_after_trainer_initialized(self)
@@ -194,6 +196,9 @@ class Trainer:
         self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
+            self.model.train()
+            if self.server is not None:
+                self.server.start()
             self.callbacks.on_train_begin(self)
             self.stopped = False
             for micro_batches in self._global_batches():
@@ -208,6 +213,8 @@ class Trainer:
                 if done.requests.stop:
                     self.stopped = True
                     break
+                if done.requests.prompt and self.server is not None:
+                    self.server.data_provider_handler()
                 if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
                     self.eval()
             self.callbacks.on_train_end(self)
@@ -272,13 +279,17 @@ class Trainer:
         began = time.perf_counter()
         weight = sum(self._step.objective.weigh(m) for m in micro_batches)
         rows = sum(m.rows for m in micro_batches)
-        total, rows, requests = agree(self.topology, weight, rows, self._recorder.local_requests())
+        asked = self._recorder.local_requests()
+        if self.server is not None:
+            asked |= Requests(prompt=self.server.waiting())
+        total, rows, requests = agree(self.topology, weight, rows, asked)
         if total == 0:
             raise DataError(
                 f"the batch of step {self._steps.finished} has no target token on any rank: no label is learnt. "
                 f"Check the rows' labels, or max_length, which may cut every answer off."
             )
-        self.model.train()
+        if not self.model.training:  # an evaluation was in between; walking through all modules has its price
+            self.model.train()
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
