@@ -77,6 +77,8 @@ class Engine:
         except (ValueError, AssertionError, TypeError) as error:  # what DeepSpeed raises for values that it cannot use
             raise ConfigError(f"ds_config is refused by DeepSpeed: {_gist(error)}. Change that value.") from error
         self.optimizer: torch.optim.Optimizer | None = optimizer or getattr(self._deepspeed, "basic_optimizer", None)
+        stepped = getattr(self._deepspeed.optimizer, "optimizer", None)
+        _share_groups(self.optimizer, stepped, scheduled=self._deepspeed.lr_scheduler is not None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._deepspeed(*args, **kwargs)
@@ -232,6 +234,23 @@ def _whole_tensor_optimizers() -> tuple[type, ...]:
     of_transformers = getattr(sys.modules.get("transformers.optimization"), "Adafactor", None)
     found = (torch.optim.Adafactor, getattr(torch.optim, "Muon", None), of_transformers)
     return tuple(kind for kind in found if kind is not None)
+
+
+def _share_groups(
+    optimizer: torch.optim.Optimizer | None, stepped: torch.optim.Optimizer | None, scheduled: bool
+) -> None:
+    """Let what DeepSpeed steps have the groups and states of the optimizer that schedulers and checkpoints know.
+
+    Under ZeRO it makes torch's Adagrad anew (0.19.8), in one group of default options, whose learning rate nobody
+    sets but ds_config's scheduler.
+    """
+    if optimizer is None or stepped is None or stepped is optimizer:
+        return
+    if scheduled:
+        for group in optimizer.param_groups:
+            group["lr"] = stepped.param_groups[0]["lr"]
+    stepped.param_groups = optimizer.param_groups
+    optimizer.state = stepped.state
 
 
 def _gist(error: Exception) -> str:

@@ -16,6 +16,7 @@ from collie.controller.trainer._make_step import make_step
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, Requests, StepCounter, agree
+from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.controller.trainer._steps import Step, StepResult
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
@@ -102,7 +103,7 @@ class Trainer:
         self.optimizer = optimizer
         self._step = self._make_step(train_fn)
         self.engine = self._step.engine if self._step is not None else model
-        self.lr_scheduler = self._make_scheduler(lr_scheduler)
+        self.lr_scheduler = make_scheduler(lr_scheduler, self.optimizer, config)
         self.train_dataloader = self._make_loader(train_dataset_collate_fn or ColliePadder())
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
@@ -226,8 +227,7 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
-        if self.lr_scheduler is not None and result.applied:
-            self.lr_scheduler.step()
+        advance(self.lr_scheduler, result)
         self._steps.finished += 1
         measured = {
             "global_step": self._steps(),
@@ -294,13 +294,6 @@ class Trainer:
             self.model.to(self.topology.device)
             if self.config.zero_stage == 3:
                 engine_for(self.model, self.config)
-
-    def _make_scheduler(self, scheduler: Any) -> Any:
-        if scheduler is None or hasattr(scheduler, "step"):
-            return scheduler
-        if self.optimizer is None:
-            raise ConfigError("lr_scheduler was given without an optimizer.")
-        return scheduler(self.optimizer)
 
     def _make_loader(self, collate: Callable[..., Any]) -> CollieDataLoader | None:
         if self.train_dataset is None:
