@@ -19,7 +19,7 @@ from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_
 from collie.parallel._together import share_over_stage, together
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead, resize_vocabulary
-from collie.parallel._whole import Whole
+from collie.parallel._whole import Whole, total_of_whole
 
 __all__ = [
     "Column",
@@ -75,4 +75,5 @@ __all__ = [
     "squared_norm",
     "sum_over_ends",
     "together",
+    "total_of_whole",
 ]
