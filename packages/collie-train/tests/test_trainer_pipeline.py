@@ -9,7 +9,7 @@ from toy_training import LR, make_config, make_model, rows
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
 from collie.interfaces import ConfigError
-from collie.optim import Lomo
+from collie.optim import Lomo, freeze
 from collie.parallel import active_topology, cut_of, original_of, setup_distribution
 from collie.testing import RankError, run_ranks, toy_llama_config
 
@@ -66,6 +66,8 @@ def train(
     )
     setup_distribution(config)
     model = make_model(config)
+    if frozen := options.pop("frozen", None):
+        freeze(model, frozen)
     if optimizer == "lomo":
         made = Lomo(model, lr=LR, clip_grad_norm=clip or None)
     else:
@@ -171,6 +173,12 @@ def test_a_train_fn_gets_the_whole_steps_batch(one_process, arguments):
         return result
 
     compare(run_ranks(2, run), expected)
+
+
+def test_a_stage_may_have_nothing_to_train(one_process):
+    """The first one, of which a fused optimizer has an empty group."""
+    frozen = {"tied": False, "optimizer": "lomo", "clip": 0.5, "frozen": ("embed.*", "layers.0.*", "layers.1.*")}
+    compare(run_ranks(2, lambda: train(pp=2, **frozen)), one_process(**frozen))
 
 
 def test_fillers_count_for_nothing_and_are_told_of(one_process):
