@@ -20,7 +20,7 @@ from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_
 from collie.parallel._together import share_over_stage, together, together_in_stage
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead, resize_vocabulary
-from collie.parallel._whole import Whole
+from collie.parallel._whole import Whole, total_of_whole
 
 __all__ = [
     "Column",
@@ -78,4 +78,5 @@ __all__ = [
     "sum_over_ends",
     "together",
     "together_in_stage",
+    "total_of_whole",
 ]

@@ -86,6 +86,8 @@ class Engine:
         self._guard: UpdateGuard | None = None
         if bare and self.optimizer is not None:
             self._guard = UpdateGuard(self.optimizer, topology, max_norm, leaves_out=config.on_nan == "skip")
+        stepped = getattr(self._deepspeed.optimizer, "optimizer", None)
+        _share_groups(self.optimizer, stepped, scheduled=self._deepspeed.lr_scheduler is not None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._deepspeed(*args, **kwargs)
@@ -111,8 +113,8 @@ class Engine:
     def step(self) -> bool:
         """Update after the last micro-batch of a step; return whether an update was made.
 
-        None is made where the gradient is not finite: fp16 looks for its loss scale so, and DeepSpeed leaves such updates
-        out under ZeRO and in bf16. Without ZeRO in float32 it is the config's on_nan="skip" that does.
+        None is made where the gradient is not finite: fp16 looks for its loss scale so, and DeepSpeed leaves such
+        updates out under ZeRO and in bf16. Without ZeRO in float32 it is the config's on_nan="skip" that does.
         """
         if self._places is not None:
             self._places.backward()
@@ -266,6 +268,23 @@ def _whole_tensor_optimizers() -> tuple[type, ...]:
     of_transformers = getattr(sys.modules.get("transformers.optimization"), "Adafactor", None)
     found = (torch.optim.Adafactor, getattr(torch.optim, "Muon", None), of_transformers)
     return tuple(kind for kind in found if kind is not None)
+
+
+def _share_groups(
+    optimizer: torch.optim.Optimizer | None, stepped: torch.optim.Optimizer | None, scheduled: bool
+) -> None:
+    """Let what DeepSpeed steps have the groups and states of the optimizer that schedulers and checkpoints know.
+
+    Under ZeRO it makes torch's Adagrad anew (0.19.8), in one group of default options, whose learning rate nobody
+    sets but ds_config's scheduler.
+    """
+    if optimizer is None or stepped is None or stepped is optimizer:
+        return
+    if scheduled:
+        for group in optimizer.param_groups:
+            group["lr"] = stepped.param_groups[0]["lr"]
+    stepped.param_groups = optimizer.param_groups
+    optimizer.state = stepped.state
 
 
 def _gist(error: Exception) -> str:

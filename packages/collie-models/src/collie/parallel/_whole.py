@@ -5,7 +5,7 @@ every layout, to rounding.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,24 +95,6 @@ class Whole:
         """Take of a vector [C] what belongs to the columns of this rank's matrix: [c]."""
         return vector[self._columns]
 
-    def total(self, *shares: Tensor) -> list[Tensor]:
-        """Sum this rank's shares over all ranks that hold parts, in one exchange; a part that several hold counts once.
-
-        Collective over those ranks; without them the shares are the sums.
-        """
-        topology, cut = self.shard.topology, cut_of(self.shard.parameter)
-        groups = [topology.dp_group if self.shard.partitioned else None, topology.tp_group if cut is not None else None]
-        groups = [group for group in groups if group is not None]
-        if not groups:
-            return list(shares)
-        packed = torch.cat([share.reshape(-1) for share in shares])
-        if cut is not None and not cut.counts_on(topology.tp_rank):
-            packed.zero_()
-        for group in groups:
-            dist.all_reduce(packed, group=group)
-        parts = packed.split([share.numel() for share in shares])
-        return [part.view(share.shape) for part, share in zip(parts, shares, strict=True)]
-
     @property
     def _part(self) -> torch.Size:
         """The shape of what the ranks of one tensor-parallel place hold together."""
@@ -148,3 +130,29 @@ class Whole:
             if low < high:
                 yield _Band(low - first, start + low - position, high - low)
             position += stop - start
+
+
+def total_of_whole(shares: Sequence[tuple[Whole, Sequence[Tensor]]]) -> list[Tensor]:
+    """Sum shares over all ranks that hold parts of a parameter, in one exchange a dimension of the mesh.
+
+    A part that several ranks hold counts once. Collective over those ranks; where one holds all, its shares are sums.
+
+    Args:
+        shares: for each part that this rank holds (one, or those of a fused projection that is held in two) its
+            tensors; of all parts in the same order and shapes.
+    """
+    first, tensors = shares[0]
+    topology, cut = first.shard.topology, cut_of(first.shard.parameter)
+    groups = [topology.dp_group if first.shard.partitioned else None, topology.tp_group if cut is not None else None]
+    groups = [group for group in groups if group is not None]
+    if not groups and len(shares) == 1:
+        return list(tensors)
+    packed = torch.zeros_like(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    for whole, parts in shares:
+        cut = cut_of(whole.shard.parameter)
+        if cut is None or cut.counts_on(topology.tp_rank):
+            packed += torch.cat([part.reshape(-1) for part in parts])
+    for group in groups:
+        dist.all_reduce(packed, group=group)
+    sums = packed.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(sums, tensors, strict=True)]

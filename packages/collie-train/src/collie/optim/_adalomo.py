@@ -1,5 +1,6 @@
 """AdaLomo: LOMO with adaptive learning rates (Lv et al. 2023, arXiv:2310.10195, algorithm 1)."""
 
+from collections import Counter
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from collie.optim._fused import FusedOptimizer, has_float16
 from collie.optim._gradients import squared
 from collie.optim._groups import Patterns
 from collie.optim._loss_scale import DynamicLossScaler
-from collie.parallel import Shard, Whole
+from collie.parallel import Shard, Whole, cut_of, total_of_whole
 
 
 class AdaLomo(FusedOptimizer):
@@ -43,8 +44,7 @@ class AdaLomo(FusedOptimizer):
         stochastic_rounding: whether bfloat16 weights are rounded by chance, so that small steps are not lost.
 
     Raises:
-        ConfigError: a value that cannot be meant, and what FusedOptimizer refuses; a projection of queries, keys and
-            values in one whose keys and values are fewer than the tensor-parallel ranks.
+        ConfigError: a value that cannot be meant, and what FusedOptimizer refuses.
     """
 
     whole_states: ClassVar[frozenset[str]] = frozenset({"exp_avg_sq_row", "exp_avg_sq_col"})
@@ -79,49 +79,77 @@ class AdaLomo(FusedOptimizer):
             stochastic_rounding=stochastic_rounding,
         )
         self.eps, self.clip_threshold, self.decay_rate = eps, clip_threshold, decay_rate
+        self._parts_of = Counter(_whole_name(parameter) for parameter in self._parameters())
+        self._waiting: dict[str | None, list[_Part]] = {}
 
     def update(self, shard: Shard, grad: Tensor, lr: float, weight_decay: float) -> None:
-        whole = Whole(shard)
-        weights = whole.held(shard.data)
-        state = self.state[shard.parameter]
-        state["step"] = step = state.get("step", 0) + 1
-        change, square, weights_square = (
-            self._of_matrix(whole, grad, 1.0 - step**self.decay_rate)
-            if len(whole.shape) > 1
-            else self._of_vector(whole, grad, 1.0 - step**self.decay_rate)
-        )
+        name = _whole_name(shard.parameter)
+        parts = [*self._waiting.pop(name, []), (Whole(shard), grad)]
+        if name is not None and len(parts) < self._parts_of[name]:
+            self._waiting[name] = parts  # a fused projection that this rank holds in two: the other gradient comes soon
+            return
+        states = [self.state[whole.shard.parameter] for whole, _ in parts]
+        for state in states:
+            state["step"] = state.get("step", 0) + 1
+        whole = parts[0][0]
+        of_parts = self._of_matrices if len(whole.shape) > 1 else self._of_vectors
+        changes, square, weights_square = of_parts(parts, 1.0 - states[0]["step"] ** self.decay_rate)
         lengthening = (square / whole.numel).sqrt_().div_(self.clip_threshold).clamp_(min=1.0)
         size = (weights_square / whole.numel).sqrt_().clamp_(min=self.eps[1])  # what lr is relative to
-        change.mul_(size / lengthening)
-        if weight_decay:
-            change.add_(weights * (size * weight_decay))
-        self.change(shard, change, -lr)
+        for (part, _), change in zip(parts, changes, strict=True):
+            change.mul_(size / lengthening)
+            if weight_decay:
+                change.add_(part.held(part.shard.data) * (size * weight_decay))
+            self.change(part.shard, change, -lr)
 
-    def _of_matrix(self, whole: Whole, grad: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return u for the elements held here, and the sums of squares of the whole u and of the whole weights."""
-        matrix = whole.matrix(grad)
-        rows, columns, weights_square = whole.total(
-            *whole.marginals(matrix.square()), squared(whole.held(whole.shard.data))
-        )
-        count_rows, count_columns = whole.matrix_shape
-        row = self._mean("exp_avg_sq_row", whole, rows / count_columns, beta)
-        column = self._mean("exp_avg_sq_col", whole, columns / count_rows, beta)
-        matrix.mul_(whole.rows_of((row / row.mean()).rsqrt_(), matrix)).mul_(whole.columns_of(column.rsqrt()))
-        change = whole.elements(matrix)
-        [square] = whole.total(squared(change))
-        return change, square, weights_square
+    def _of_matrices(self, parts: list["_Part"], beta: float) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return u for the elements held here, part by part, and the sums of squares of all of u and of the weights."""
+        matrices = [whole.matrix(grad) for whole, grad in parts]
+        shares = [
+            (whole, (*whole.marginals(matrix.square()), _weights_square(whole)))
+            for (whole, _), matrix in zip(parts, matrices, strict=True)
+        ]
+        rows, columns, weights_square = total_of_whole(shares)
+        count_rows, count_columns = parts[0][0].matrix_shape
+        row = self._mean("exp_avg_sq_row", parts, rows / count_columns, beta)
+        column = self._mean("exp_avg_sq_col", parts, columns / count_rows, beta)
+        by_row, by_column = (row / row.mean()).rsqrt_(), column.rsqrt()
+        changes = []
+        for (whole, _), matrix in zip(parts, matrices, strict=True):
+            matrix.mul_(whole.rows_of(by_row, matrix)).mul_(whole.columns_of(by_column))
+            changes.append(whole.elements(matrix))
+        [square] = total_of_whole([(whole, [squared(u)]) for (whole, _), u in zip(parts, changes, strict=True)])
+        return changes, square, weights_square
 
-    def _of_vector(self, whole: Whole, grad: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_of_matrix`, with a second moment of every element."""
-        moment = self._mean("exp_avg_sq", whole, grad.float().square(), beta)
-        change = whole.held(grad.float() * moment.rsqrt())
-        square, weights_square = whole.total(squared(change), squared(whole.held(whole.shard.data)))
-        return change, square, weights_square
+    def _of_vectors(self, parts: list["_Part"], beta: float) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As `_of_matrices`, with a second moment of every element."""
+        changes, shares = [], []
+        for whole, grad in parts:
+            moment = self._mean("exp_avg_sq", [(whole, grad)], grad.float().square(), beta)
+            changes.append(whole.held(grad.float() * moment.rsqrt()))
+            shares.append((whole, (squared(changes[-1]), _weights_square(whole))))
+        square, weights_square = total_of_whole(shares)
+        return changes, square, weights_square
 
-    def _mean(self, name: str, whole: Whole, squares: Tensor, beta: float) -> Tensor:
-        """Move the mean of squares that is the parameter's state; return it."""
-        state = self.state[whole.shard.parameter]
-        if name not in state:
-            state[name] = torch.zeros_like(squares)
-        mean: Tensor = state[name]
-        return mean.lerp_(squares.add_(self.eps[0]), 1.0 - beta)
+    def _mean(self, name: str, parts: list["_Part"], squares: Tensor, beta: float) -> Tensor:
+        """Move the mean of squares that is a state of all parts; return it."""
+        first = self.state[parts[0][0].shard.parameter]
+        if name not in first:
+            first[name] = torch.zeros_like(squares)
+        mean: Tensor = first[name].lerp_(squares.add_(self.eps[0]), 1.0 - beta)
+        for whole, _ in parts[1:]:
+            self.state[whole.shard.parameter][name] = mean
+        return mean
+
+
+_Part = tuple[Whole, Tensor]  # of a parameter on this rank, and its gradient
+
+
+def _whole_name(parameter: nn.Parameter) -> str | None:
+    """The name of the whole that tensor-parallel ranks hold parts of; None of what each holds whole."""
+    cut = cut_of(parameter)
+    return cut.name if cut is not None else None
+
+
+def _weights_square(whole: Whole) -> Tensor:
+    return squared(whole.held(whole.shard.data))

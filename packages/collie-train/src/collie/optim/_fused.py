@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from collie.interfaces import ConfigError
-from collie.optim._gradients import GradientHooks, grad_or_zero, squared
-from collie.optim._groups import Patterns, named, param_groups
+from collie.optim._gradients import GradientHooks, KeptGradients, squared
+from collie.optim._groups import Patterns, named, on_any_stage, param_groups
 from collie.optim._loss_scale import DynamicLossScaler
-from collie.optim._reach import count_over_dp
 from collie.optim._rounding import AlikeDraws, round_stochastically
 from collie.parallel import Shard, Topology, active_topology, is_partitioned, release_parameters, shard_of, squared_norm
 
@@ -78,7 +77,7 @@ class FusedOptimizer(torch.optim.Optimizer):
     ) -> None:
         _refuse_values(defaults, clip_grad_norm=clip_grad_norm, clip_grad_value=clip_grad_value)
         groups = param_groups(model, defaults["weight_decay"], no_decay)
-        if not groups and active_topology().pp_size == 1:  # of a pipeline's stages some may have none
+        if not on_any_stage(bool(groups)):
             raise ConfigError(f"{type(self).__name__} got a model in which no parameter requires a gradient.")
         super().__init__(groups or [{"params": []}], defaults)
         parameters = self._parameters()
@@ -90,7 +89,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self._draws = _draws(model, parameters) if stochastic_rounding else None
         self._measured = False
         self._scale = 1.0  # what clip_grad_norm leaves of a gradient in the coming pass
-        self._kept: dict[nn.Parameter, Tensor] = {}
+        self._kept = KeptGradients()
         names = {parameter: whole for (_, whole), parameter in named(model)}
         self._hooks = GradientHooks({parameter: names[parameter] for parameter in parameters})
 
@@ -175,14 +174,14 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def accumulate(self, loss: Tensor) -> None:
         """Backpropagate one of several micro-batches, adding its gradients to those that are kept."""
-        with self._hooks.hand_to(self._keep, loss if self.needs_second_forward else None, self.topology):
+        with self._hooks.hand_to(self._kept.add, loss if self.needs_second_forward else None, self.topology):
             self.scaled(loss).backward()
         release_parameters(self.model)
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """Within it backward passes of `scaled` losses, whoever makes them (a pipeline does), add to what is kept."""
-        with self._hooks.hand_to(self._keep):
+        with self._hooks.hand_to(self._kept.add):
             yield
         release_parameters(self.model)
 
@@ -191,7 +190,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         It is this rank's own, not yet averaged over dp, and of a `scaled` loss.
         """
-        return self._kept.setdefault(parameter, torch.zeros_like(parameter))
+        return self._kept.of(parameter)
 
     @torch.no_grad()
     def apply_accumulated(self, lr: float | None = None) -> float | None:
@@ -199,7 +198,7 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         Does nothing but lower the loss scale where float16 overflows, see `overflowed`.
         """
-        groups, gradients = self._group_of_each(), self._take_kept()
+        groups, gradients = self._group_of_each(), self._kept.take(self._parameters(), self.topology)
         norm = None
         if self.needs_norm:
             held = list(gradients)
@@ -264,28 +263,6 @@ class FusedOptimizer(torch.optim.Optimizer):
     def _group_of_each(self) -> dict[nn.Parameter, dict[str, Any]]:
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
 
-    def _keep(self, parameter: nn.Parameter, grad: Tensor) -> None:
-        """Add up what is this rank's own: of split parameters its slice of the dp average, else all, averaged later."""
-        shard = shard_of(parameter, self.topology)
-        if shard.partitioned:
-            grad = shard.reduce(grad)
-        if parameter in self._kept:
-            self._kept[parameter].add_(grad)
-        else:
-            self._kept[parameter] = grad
-
-    def _take_kept(self) -> Iterator[tuple[Shard, Tensor]]:
-        """Yield and let go of the kept gradients, averaged over dp, in the same order on all ranks."""
-        kept, parameters = self._kept, self._parameters()
-        self._kept = {}
-        counts = count_over_dp([parameter in kept for parameter in parameters], self.topology)
-        for parameter, count in zip(parameters, counts, strict=True):
-            shard = shard_of(parameter, self.topology)
-            if count and shard.partitioned:
-                yield shard, kept.pop(parameter)
-            elif count:
-                yield shard, shard.reduce(grad_or_zero(parameter, kept.pop(parameter, None)))
-
     def _measure(self, squares: Iterable[tuple[Shard, Tensor]]) -> float:
         """Return the norm of the unscaled gradient, and settle what becomes of it in this step."""
         scale = self.loss_scaler.loss_scale if self.loss_scaler is not None else 1.0
@@ -321,19 +298,6 @@ def has_float16(model: nn.Module) -> bool:
     return any(parameter.dtype is torch.float16 for parameter in model.parameters())
 
 
-def rewind_random_numbers(device: torch.device) -> Callable[[], None]:
-    """Return a function that turns torch's generators back to where they stand now."""
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def rewind() -> None:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
-
-    return rewind
-
-
 def _refuse_values(defaults: dict[str, Any], **clips: float | None) -> None:
     for name, value in clips.items():
         if value is not None and not value > 0:
@@ -344,9 +308,10 @@ def _refuse_values(defaults: dict[str, Any], **clips: float | None) -> None:
 
 
 def _draws(model: nn.Module, parameters: list[nn.Parameter]) -> AlikeDraws:
-    if parameters and all(parameter.dtype is not torch.bfloat16 for parameter in parameters):
+    others = {parameter.dtype for parameter in parameters} - {torch.bfloat16}
+    if others:
         raise ConfigError(
-            f"stochastic_rounding is for weights in bfloat16, and these are in {parameters[0].dtype}. "
+            f"stochastic_rounding is for weights in bfloat16, and some are in {others.pop()}. "
             f"Leave it out, or load the model with dtype=torch.bfloat16."
         )
     return AlikeDraws({parameter: whole for (_, whole), parameter in named(model)})

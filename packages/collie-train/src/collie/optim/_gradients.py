@@ -1,13 +1,13 @@
 """Gradients in the moment in which a backward pass completes them, one parameter a hook."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from collie.optim._reach import reached_unevenly
-from collie.parallel import Topology, is_partitioned
+from collie.optim._reach import count_over_dp, reached_unevenly
+from collie.parallel import Shard, Topology, active_topology, is_partitioned, shard_of
 
 OnGradient = Callable[[nn.Parameter, Tensor], None]
 
@@ -86,6 +86,46 @@ class GradientHooks:
         for parameter in self._parameters:
             if parameter in self._uneven:
                 on_gradient(parameter, grad_or_zero(parameter, self._waiting.pop(parameter, None)))
+
+
+class KeptGradients:
+    """Gradients of several micro-batches, added up until an update."""
+
+    def __init__(self) -> None:
+        self._sums: dict[nn.Parameter, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, parameter: nn.Parameter, grad: Tensor) -> None:
+        """Add this rank's own gradient; of a parameter that ZeRO-3 has split its slice of the dp average."""
+        shard = shard_of(parameter, active_topology())
+        if shard.partitioned:
+            grad = shard.reduce(grad)
+        if parameter in self._sums:
+            self._sums[parameter].add_(grad)
+        else:
+            self._sums[parameter] = grad
+
+    def of(self, parameter: nn.Parameter) -> Tensor:
+        """Return the sum of a whole parameter's, zeros if there is none yet."""
+        if parameter not in self._sums:
+            self._sums[parameter] = torch.zeros_like(parameter)
+        return self._sums[parameter]
+
+    def take(self, parameters: Sequence[nn.Parameter], topology: Topology) -> Iterator[tuple[Shard, Tensor]]:
+        """Yield all sums, averaged over dp, and let go of them: the same parameters in the same order on all ranks.
+
+        What only some ranks have is zero on the others. Collective over the dp ranks.
+        """
+        sums, self._sums = self._sums, {}
+        counts = count_over_dp([parameter in sums for parameter in parameters], topology)
+        for parameter, count in zip(parameters, counts, strict=True):
+            shard = shard_of(parameter, topology)
+            if count and shard.partitioned:
+                yield shard, sums.pop(parameter)
+            elif count:
+                yield shard, shard.reduce(grad_or_zero(parameter, sums.pop(parameter, None)))
 
 
 def grad_or_zero(parameter: nn.Parameter, grad: Tensor | None) -> Tensor:

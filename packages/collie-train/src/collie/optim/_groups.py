@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -59,6 +60,16 @@ def named(model: nn.Module) -> Iterator[tuple[tuple[str, str], nn.Parameter]]:
     for name, parameter in model.named_parameters():
         cut = cut_of(parameter)
         yield (name, original_of(parameter) or (cut.name if cut is not None else name)), parameter
+
+
+def on_any_stage(here: bool) -> bool:
+    """Whether something is true of one of a replica's pipeline stages. Collective over them."""
+    group = active_topology().pp_group
+    if group is None:
+        return here
+    count = torch.tensor(int(here))
+    dist.all_reduce(count, group=group)
+    return bool(count)
 
 
 def _train(model: nn.Module, patterns: Patterns, what: str, *, chosen: bool, others: bool | None) -> None:

@@ -48,15 +48,6 @@ def check_training_rows(dataset: Any) -> None:
         check_rows(dataset, limit=_ROWS_TO_CHECK)
 
 
-def make_scheduler(scheduler: Any, optimizer: Any) -> Any:
-    """Return a scheduler as it is; of a callable, what it makes from the optimizer."""
-    if scheduler is None or hasattr(scheduler, "step"):
-        return scheduler
-    if optimizer is None:
-        raise ConfigError("lr_scheduler was given without an optimizer.")
-    return scheduler(optimizer)
-
-
 def make_loader(
     dataset: Any, config: CollieConfig, topology: Topology, collate: Callable[..., Any]
 ) -> CollieDataLoader | None:

@@ -22,12 +22,12 @@ from collie.controller.trainer._preparation import (
     check_training_rows,
     enable_checkpointing,
     make_loader,
-    make_scheduler,
     refuse_what_is_not_there,
 )
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, StepCounter
 from collie.controller.trainer._requests import Requests, agree
+from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import ColliePadder, MicroBatch
 from collie.events import Alert, Bye, Checkpoint
@@ -116,7 +116,7 @@ class Trainer:
         if optimizer is None and self._step is not None:
             optimizer = self.engine.optimizer  # ds_config's
         self.optimizer = optimizer
-        self.lr_scheduler = make_scheduler(lr_scheduler, self.optimizer)
+        self.lr_scheduler = make_scheduler(lr_scheduler, self.optimizer, config)
         self.train_dataloader = make_loader(
             train_dataset, config, self.topology, train_dataset_collate_fn or ColliePadder()
         )
@@ -293,8 +293,7 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
-        if self.lr_scheduler is not None and result.applied:
-            self.lr_scheduler.step()
+        advance(self.lr_scheduler, result)
         self._steps.finished += 1
         done = FinishedStep(
             global_step=self._steps(),
