@@ -6,13 +6,17 @@ from collie.parallel._engine import Engine, close_engine, current_engine, engine
 from collie.parallel._environment import Env, env, set_seed
 from collie.parallel._layout import Layout, fused
 from collie.parallel._linear import ColumnLinear, MixedColumnLinear, RowLinear
+from collie.parallel._logical import WEIGHT, Described, Held, Task, assemble, held_weights, held_whole, share_out
 from collie.parallel._materialise import Fill, full_parameters, leads_stage, materialise, refill
+from collie.parallel._notes import await_notes, leave_note
 from collie.parallel._once import once_per_node
+from collie.parallel._optimizer_state import FIXED, MASTER, Number, OptimizerState, Saved, put_state, take_state
 from collie.parallel._pipeline import Pipeline
+from collie.parallel._places import scaler_state, set_scaler_state
 from collie.parallel._plan import Column, Entry, Plan, Row, Summed, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike
 from collie.parallel._relay import Relay
-from collie.parallel._shard import Shard, is_partitioned, shard_of, squared_norm
+from collie.parallel._shard import Shard, is_partitioned, part_shape, shard_of, squared_norm
 from collie.parallel._stages import Stages, deal
 from collie.parallel._stream import Stream
 from collie.parallel._tied import counts_here, mark_copy, original_of, sum_over_ends
@@ -21,24 +25,33 @@ from collie.parallel._topology import Topology, active_topology, setup_distribut
 from collie.parallel._vocabulary import VocabEmbedding, VocabHead, resize_vocabulary
 
 __all__ = [
+    "FIXED",
+    "MASTER",
+    "WEIGHT",
     "Column",
     "ColumnLinear",
     "Cut",
+    "Described",
     "Engine",
     "Entry",
     "Env",
     "Fill",
+    "Held",
     "Layout",
     "MixedColumnLinear",
+    "Number",
+    "OptimizerState",
     "Pipeline",
     "Plan",
     "Relay",
     "Row",
     "RowLinear",
+    "Saved",
     "Shard",
     "Stages",
     "Stream",
     "Summed",
+    "Task",
     "Topology",
     "VocabColumn",
     "VocabEmbedding",
@@ -46,6 +59,8 @@ __all__ = [
     "VocabRow",
     "active_topology",
     "apart",
+    "assemble",
+    "await_notes",
     "close_engine",
     "counts_here",
     "current_engine",
@@ -57,20 +72,29 @@ __all__ = [
     "env",
     "full_parameters",
     "fused",
+    "held_weights",
+    "held_whole",
     "is_partitioned",
     "leads_stage",
+    "leave_note",
     "mark_copy",
     "materialise",
     "once_per_node",
     "original_of",
+    "part_shape",
+    "put_state",
     "refill",
     "release_parameters",
     "resize_vocabulary",
+    "scaler_state",
+    "set_scaler_state",
     "set_seed",
     "setup_distribution",
     "shard_of",
+    "share_out",
     "share_over_stage",
     "squared_norm",
     "sum_over_ends",
+    "take_state",
     "together",
 ]

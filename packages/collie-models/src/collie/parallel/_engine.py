@@ -109,6 +109,11 @@ class Engine:
         norm = self._deepspeed.get_global_grad_norm()
         return float(norm) if norm else None  # it says 0 there, too
 
+    @property
+    def around_optimizer(self) -> Any:
+        """What DeepSpeed put around `optimizer`: itself where it put nothing, None where the engine has none."""
+        return self._deepspeed.optimizer
+
     def release_parameters(self) -> None:
         """ZeRO-3: return every gathered parameter to its shards."""
         if self.zero_stage == 3:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
+from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
 from collie.controller.trainer._evaluation import dataset_evaluator
 from collie.controller.trainer._make_step import make_step
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
@@ -106,7 +107,8 @@ class Trainer:
         self.train_dataloader = self._make_loader(train_dataset_collate_fn or ColliePadder())
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
-        self.epoch_idx = self.batch_idx = self._epochs_begun = 0
+        self.epoch_idx = self.batch_idx = 0
+        self._position = Position()
         self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
         self.evaluators = _as_list(evaluators)
         if eval_dataset is not None:
@@ -118,6 +120,7 @@ class Trainer:
         for evaluator in self.evaluators:
             evaluator.bind(context, model)
         self.callbacks = CallbackManager(callbacks)
+        self._checkpoints = Checkpoints(self._as_run(), lambda event, step: self._recorder.write(event, step=step))
         self.callbacks.on_setup_parallel_model(self)
         self.callbacks.on_after_trainer_initialized(self)
 
@@ -141,33 +144,45 @@ class Trainer:
         """Path of this run's folder, or None where none could be made."""
         return self._recorder.path
 
-    def train(self) -> None:
+    @property
+    def checkpoints(self) -> Path | None:
+        """The folder of checkpoints that are asked for while training: in the run's, None where there is none."""
+        return Path(self.run_folder) / "checkpoints" if self.run_folder is not None else None
+
+    def train(self, resume: str | Path | None = None) -> None:
         """Train train_epochs epochs, or until a stop is asked for; returns after the last step of either.
 
-        Called again it trains as many epochs more: epochs, and with them the order of rows, count on.
+        Called again it trains as many epochs more: epochs, and with them the order of rows, count on. What is being
+        written of a checkpoint is complete when it returns.
+
+        Args:
+            resume: a checkpoint's folder, to go on where it was written and end where that training would have; a
+                training that had ended is not begun anew. "auto": the newest whole one in the folders of the
+                callbacks that save checkpoints and in `checkpoints`; without any, the training begins at its beginning.
 
         Raises:
             ConfigError: there is no optimizer, or no training data.
+            CheckpointError: the checkpoint is not whole, or does not fit this run.
         """
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
-        first, last = self._epochs_begun, self._epochs_begun + self.config.train_epochs
-        self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
+        if resume is not None:
+            self._resume(resume)
+        elif self._position.epoch >= self._position.first_epoch + self.config.train_epochs:
+            self._position.first_epoch = self._position.epoch  # that training was over
+        place = self._position
+        last = place.first_epoch + self.config.train_epochs
+        steps_to_come = self.steps_per_epoch * max(0, last - place.epoch) - place.step
+        self.total_steps = place.finished + max(0, steps_to_come)
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
-            self.callbacks.on_train_begin(self)
-            stopped = False
-            for epoch in range(first, last):
-                self.epoch_idx, self._epochs_begun = epoch, epoch + 1
-                self.callbacks.on_train_epoch_begin(self)
-                stopped = self._train_epoch(progress)
-                if stopped:
-                    break
-                self.callbacks.on_train_epoch_end(self)
-                if _due(self.epoch_idx + 1, self.config.eval_per_n_epochs):
-                    self.eval()
-            self.callbacks.on_train_end(self)
+            try:
+                stopped = self._train_epochs(last, progress)
+            except BaseException:
+                self._checkpoints.settle_alone()
+                raise
+            self._checkpoints.settle()
             self._recorder.write(Bye(outcome="stopped" if stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
@@ -193,15 +208,95 @@ class Trainer:
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
 
+    def save_checkpoint(
+        self, path: str | Path, *, wait: bool = True, then: Callable[[Path], None] | None = None
+    ) -> None:
+        """Write all that `train(resume=path)` needs: weights as a Hugging Face folder, and the state of training.
+
+        Collective. Training goes on when the state is copied to memory, and it is written behind it; one checkpoint at
+        a time. It takes its place when it is complete, so whatever interrupts this, one that was there before is whole.
+
+        Args:
+            path: the checkpoint's folder; one of an earlier checkpoint is replaced.
+            wait: return when it is on the disk. False: as soon as it is copied; that it cannot be written is an alert,
+                and training goes on.
+            then: called with the folder on rank 0, in the writing thread, when the checkpoint is complete.
+
+        Raises:
+            CheckpointError: with `wait`: it could not be written; on every rank. A state cannot be kept.
+        """
+        self._checkpoints.save(path, self._position, wait=wait, then=then)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Bring everything to where a checkpoint was written; `train()` goes on from there. Collective.
+
+        The layout may be another: tensors are read by slices. With the same one (and the same versions and number of
+        threads) what follows is bitwise what would have followed.
+
+        Raises:
+            CheckpointError: it is not whole, or not of this model, optimizer and data; on every rank.
+        """
+        self._stand_at(self._checkpoints.load(path))
+
+    def _as_run(self) -> Run:
+        """Return the parts of this Trainer that a checkpoint is about."""
+        return Run(
+            model=self.model,
+            config=self.config,
+            topology=self.topology,
+            tokenizer=self.tokenizer,
+            engine=self.engine,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            loader=self.train_dataloader,
+            callbacks=self.callbacks,
+            trainer=self,
+        )
+
+    def _resume(self, resume: str | Path) -> None:
+        """Go on where a checkpoint was written."""
+        if str(resume) != "auto":
+            self.load_checkpoint(resume)
+            return
+        folders = [Path(folder) for one in self.callbacks.callbacks if (folder := getattr(one, "folder", None))]
+        if self.checkpoints is not None:
+            folders.append(self.checkpoints)
+        found = self._checkpoints.load_newest(folders)
+        if found is not None:
+            self._stand_at(found[1])
+
+    def _stand_at(self, position: Position) -> None:
+        self._position = position
+        self._steps.finished = position.finished
+        self.epoch_idx, self.batch_idx = position.epoch, max(0, position.step - 1)
+
+    def _train_epochs(self, last: int, progress: TrainingProgress) -> bool:
+        """Run the epochs before `last` that are to come; return whether a stop was asked for."""
+        self.callbacks.on_train_begin(self)
+        stopped = False
+        while self._position.epoch < last and not stopped:
+            self.epoch_idx = self._position.epoch
+            self.callbacks.on_train_epoch_begin(self)
+            stopped = self._train_epoch(progress)
+            if not stopped:
+                self._position.epoch, self._position.step = self.epoch_idx + 1, 0
+                self.callbacks.on_train_epoch_end(self)
+                if _due(self.epoch_idx + 1, self.config.eval_per_n_epochs):
+                    self.eval()
+        self.callbacks.on_train_end(self)
+        return stopped
+
     def _train_epoch(self, progress: TrainingProgress) -> bool:
-        """Run the steps of one epoch; return whether a stop was asked for."""
+        """Run the steps of the epoch that are to come; return whether a stop was asked for."""
         assert self.train_dataloader is not None
-        for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx)):
+        first = self._position.step
+        for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx, first), start=first):
             self.batch_idx = index
             self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
             with self.monitors as item:
                 result, requests, measured = self._run_step(micro_batches)
                 item.update(measured)
+            self._position.finished, self._position.step = self._steps.finished, index + 1
             progress.advance(self.epoch_idx, self._steps.finished, measured["loss"])
             self.callbacks.on_train_batch_end(self, result.loss)
             if requests.stop:
