@@ -9,16 +9,30 @@ from collie.optim import Lomo
 
 
 class Losses(Callback):
-    """Notes each step's loss, and saves a checkpoint after one of them."""
+    """Notes each step's loss; saves a checkpoint after one of them, without waiting for it."""
 
-    def __init__(self, save_after=None, path=None, wait=False):
-        self.save_after, self.path, self.wait = save_after, path, wait
+    def __init__(self, save_after=None, path=None):
+        self.save_after, self.path = save_after, path
         self.losses = {}
 
     def on_train_batch_end(self, trainer, loss):
         self.losses[trainer.global_batch_idx] = loss.item()
         if trainer.global_batch_idx == self.save_after:
-            trainer.save_checkpoint(self.path, wait=self.wait)
+            trainer.save_checkpoint(self.path, wait=False)
+
+
+class NoisyRows:
+    """Rows of which one token is drawn when they are read."""
+
+    def __init__(self):
+        self.rows = rows()
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[index]
+        return row | {"input_ids": [int(torch.randint(3, 97, ())), *row["input_ids"][1:]]}
 
 
 def adamw(model):
@@ -29,6 +43,10 @@ def momentum(model):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
 
 
+def adafactor(model):
+    return torch.optim.Adafactor(model.parameters(), lr=0.01)
+
+
 def lomo(model):
     return Lomo(model, lr=0.05)
 
@@ -37,23 +55,34 @@ def warm_up(optimizer):
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 5))
 
 
-def trainer_for(optimizer, callbacks, dtype=torch.float32, **config):
+def trainer_for(optimizer, callbacks, dtype=torch.float32, dataset=None, **config):
     config = make_config(**config)
-    config.model_config.attention_bias = True
     model = make_model(config, dtype)
-    optimizer = optimizer(model)
-    return Trainer(model, config, optimizer=optimizer, lr_scheduler=warm_up, train_dataset=rows(), callbacks=callbacks)
+    dataset = rows() if dataset is None else dataset
+    return Trainer(
+        model, config, optimizer=optimizer(model), lr_scheduler=warm_up, train_dataset=dataset, callbacks=callbacks
+    )
 
 
-def train(optimizer, callback, resume=None, dtype=torch.float32, **config):
+def train(optimizer, callback, resume=None, **arguments):
     """Train; return each step's loss and, on rank 0, the whole weights."""
-    trainer = trainer_for(optimizer, callback, dtype, **config)
+    trainer = trainer_for(optimizer, callback, **arguments)
     trainer.train(resume=resume)
     return callback.losses, snapshot(trainer.model, trainer)
 
 
-def interrupted(optimizer, path, save_after=3, dtype=torch.float32, **config):
+def interrupted(optimizer, path, save_after=3, **arguments):
     """Train left alone, saving on the way, and then from that checkpoint on; return both."""
-    alone = train(optimizer, Losses(save_after, path), dtype=dtype, **config)
-    resumed = train(optimizer, Losses(), resume=path, dtype=dtype, **config)
+    alone = train(optimizer, Losses(save_after, path), **arguments)
+    resumed = train(optimizer, Losses(), resume=path, **arguments)
     return alone, resumed
+
+
+def assert_goes_on_bitwise(results, save_after=3):
+    """On every rank: the losses after the checkpoint, and the last weights, are those of the run left alone."""
+    for (alone, weights), (resumed, resumed_weights) in results:
+        assert len(alone) > save_after + 1
+        assert resumed == {step: loss for step, loss in alone.items() if step > save_after}
+        assert weights.keys() == resumed_weights.keys()
+        for name, tensor in weights.items():
+            assert tensor is None or torch.equal(tensor, resumed_weights[name]), name

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from resuming import adamw, interrupted, lomo, momentum
+from resuming import (
+    Losses,
+    NoisyRows,
+    adafactor,
+    adamw,
+    assert_goes_on_bitwise,
+    interrupted,
+    lomo,
+    momentum,
+    train,
+)
 
 from collie.testing import run_ranks
 
@@ -14,18 +24,89 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.delenv("COLLIE_RUN_DIR", raising=False)
 
 
-def same(results, save_after):
-    for (alone, weights), (resumed, resumed_weights) in results:
-        assert min(resumed) == save_after + 1
-        assert resumed == {step: loss for step, loss in alone.items() if step > save_after}
-        assert weights.keys() == resumed_weights.keys()
-        for name, tensor in weights.items():
-            assert tensor is None or torch.equal(tensor, resumed_weights[name]), name
-
-
-@pytest.mark.parametrize("optimizer", [adamw, momentum, lomo])
+@pytest.mark.parametrize("optimizer", [adamw, momentum, adafactor, lomo])
 def test_one_process_goes_on_bitwise(tmp_path, optimizer):
-    def run():
-        return interrupted(optimizer, tmp_path / "step-3", train_epochs=3, dropout=0.2)
+    """Twenty steps and more after the checkpoint, with dropout, a warm-up and rows that are drawn as they are read."""
 
-    same(run_ranks(1, run), 3)
+    def run():
+        return interrupted(
+            optimizer, tmp_path / "step-3", train_epochs=8, dropout=0.2, dataset=NoisyRows(), dataloader_num_workers=0
+        )
+
+    assert_goes_on_bitwise(run_ranks(1, run))
+
+
+def test_data_workers_go_on_bitwise(tmp_path):
+    def run():
+        arguments = {"train_epochs": 2, "dataset": NoisyRows(), "dataloader_num_workers": 1}
+        return interrupted(lomo, tmp_path / "step-3", **arguments)
+
+    assert_goes_on_bitwise(run_ranks(1, run))
+
+
+LAYOUTS = {
+    "dp2": {"stage": 0, "micro": 2},
+    "zero1": {"stage": 1, "micro": 2},
+    "zero2": {"stage": 2, "micro": 2},
+    "zero3": {"stage": 3, "micro": 2},
+    "tp2": {"stage": 0, "micro": 4, "tp_size": 2},
+    "tp2 zero3": {"stage": 3, "micro": 4, "tp_size": 2},
+    "pp2 zero1": {"stage": 1, "micro": 2, "accumulate": 2, "pp_size": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "layouts"),
+    [
+        (adamw, torch.bfloat16, ["dp2", "zero1", "zero2"]),  # what DeepSpeed steps are its own float32 copies
+        (adamw, torch.bfloat16, ["zero3"]),
+        (adamw, torch.float32, ["tp2", "pp2 zero1"]),
+        (momentum, torch.float32, ["tp2 zero3", "zero2"]),
+        (lomo, torch.float32, ["dp2", "zero3", "tp2", "pp2 zero1"]),
+    ],
+)
+def test_two_ranks_go_on_bitwise(tmp_path, optimizer, dtype, layouts):
+    def run():
+        return [
+            interrupted(optimizer, tmp_path / layout, train_epochs=2, dropout=0.2, dtype=dtype, **LAYOUTS[layout])
+            for layout in layouts
+        ]
+
+    for results in zip(*run_ranks(2, run), strict=True):
+        assert_goes_on_bitwise(results)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, lomo])
+def test_a_checkpoint_goes_on_in_other_layouts(tmp_path, optimizer):
+    """Saved by one process and in each layout of two ranks; resumed in others, with the losses of one process."""
+    onwards = {
+        "zero1": ["tp2", "zero3"],
+        "zero3": ["pp2 zero1"],
+        "tp2": ["dp2", "pp2 zero1"],
+        "pp2 zero1": ["zero3", "tp2 zero3"],
+        "one": ["zero2", "tp2"],
+    }
+
+    def alone():
+        return train(optimizer, Losses(3, tmp_path / "one"), train_epochs=2, micro=4)[0]
+
+    def two():
+        for layout in onwards:
+            if layout != "one":
+                train(optimizer, Losses(3, tmp_path / layout), train_epochs=2, **LAYOUTS[layout])
+        return {
+            (source, layout): train(optimizer, Losses(), resume=tmp_path / source, train_epochs=2, **LAYOUTS[layout])[0]
+            for source, layouts in onwards.items()
+            for layout in layouts
+        }
+
+    def back():
+        return {
+            source: train(optimizer, Losses(), resume=tmp_path / source, train_epochs=2, micro=4)[0]
+            for source in onwards
+        }
+
+    expected = {step: loss for step, loss in run_ranks(1, alone)[0].items() if step > 3}
+    for results in [*run_ranks(2, two, timeout=120), *run_ranks(1, back)]:
+        for place, losses in results.items():
+            assert losses == pytest.approx(expected, abs=1e-4), place
