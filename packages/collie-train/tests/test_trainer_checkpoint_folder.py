@@ -44,7 +44,10 @@ def saved(path, optimizer=lomo, **arguments):
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory):
     """One checkpoint for tests that damage a copy of it."""
-    return saved(tmp_path_factory.mktemp("ready") / "c")
+    folder = tmp_path_factory.mktemp("ready")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLLIE_RUNS", str(folder / "runs"))
+        return saved(folder / "c")
 
 
 def load(path, optimizer=lomo, **arguments):
