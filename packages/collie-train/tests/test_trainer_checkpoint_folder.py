@@ -5,9 +5,11 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 import threading
 import warnings
 
+import fsspec
 import pytest
 import torch
 from resuming import Losses, adamw, lomo, momentum, train, trainer_for
@@ -220,7 +222,7 @@ def test_a_full_disk_alerts_and_training_goes_on(tmp_path, ready):
     def run():
         trainer = trainer_for(lomo, Full(0, path), micro=5)
         trainer.train()
-        with pytest.raises(CheckpointError, match="could not be written.*File too large"):
+        with pytest.raises(CheckpointError, match=r"could not be written.*File too large"):
             trainer.save_checkpoint(path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         trainer._recorder.events.close()
@@ -329,3 +331,37 @@ def test_models_of_transformers(tmp_path, stage):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
     assert isinstance(loaded, LlamaForCausalLM)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_any_file_system(tmp_path):
+    """On memory://: saved, replaced, resumed, found by auto; what an interruption left is not taken for one."""
+
+    class Kept(Losses):
+        folder = "memory://run/kept"
+
+    def run():
+        system = fsspec.filesystem("memory")
+        first = Kept(0, "memory://run/kept/step-0")
+        train(lomo, first, micro=5)
+        assert system.exists("/run/kept/step-0/config.json")
+        second = Losses()
+        train(lomo, second, resume="memory://run/kept/step-0", micro=5)
+        trainer = trainer_for(lomo, Kept(), micro=5, train_epochs=2)
+        trainer.train(resume="auto")
+        trainer.save_checkpoint("memory://run/kept/step-0")
+        names = sorted(path.rpartition("/")[2] for path in system.ls("/run/kept", detail=False))
+        again = trainer_for(lomo, [], micro=5)
+        again.load_checkpoint("memory://run/kept/step-0")
+        system.pipe_file("/run/kept/step-0/.partial", b"")
+        with pytest.raises(CheckpointError, match="was not written to its end"):
+            again.load_checkpoint("memory://run/kept/step-0")
+        again.save_checkpoint("memory://run/kept/step-0")
+        system.pipe_file("/run/thesis/chapter.tex", b"years of work")
+        with pytest.raises(CheckpointError, match="is no checkpoint, so it is not replaced"):
+            again.save_checkpoint("memory://run/thesis")
+        left = [path for path in os.listdir(tempfile.gettempdir()) if path.startswith("collie-checkpoint-")]
+        return first.losses, second.losses, sorted(trainer.callbacks.callbacks[0].losses), names, left
+
+    ((first, second, resumed, names, left),) = run_ranks(1, run)
+    assert second == {1: first[1]} and resumed == [1, 2, 3]
+    assert names == ["step-0"] and not left

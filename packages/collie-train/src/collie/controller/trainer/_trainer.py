@@ -209,7 +209,7 @@ class Trainer:
         self.callbacks.on_load_model(self)
 
     def save_checkpoint(
-        self, path: str | Path, *, wait: bool = True, then: Callable[[Path], None] | None = None
+        self, path: str | Path, *, wait: bool = True, then: Callable[[Path | str], None] | None = None
     ) -> None:
         """Write all that `train(resume=path)` needs: weights as a Hugging Face folder, and the state of training.
 
@@ -217,7 +217,7 @@ class Trainer:
         a time. It takes its place when it is complete, so whatever interrupts this, one that was there before is whole.
 
         Args:
-            path: the checkpoint's folder; one of an earlier checkpoint is replaced.
+            path: the checkpoint's folder, or a URL that fsspec knows; one of an earlier checkpoint is replaced.
             wait: return when it is on the disk. False: as soon as it is copied; that it cannot be written is an alert,
                 and training goes on.
             then: called with the folder on rank 0, in the writing thread, when the checkpoint is complete.
@@ -258,7 +258,7 @@ class Trainer:
         if str(resume) != "auto":
             self.load_checkpoint(resume)
             return
-        folders = [Path(folder) for one in self.callbacks.callbacks if (folder := getattr(one, "folder", None))]
+        folders = [folder for one in self.callbacks.callbacks if (folder := getattr(one, "folder", None))]
         if self.checkpoints is not None:
             folders.append(self.checkpoints)
         found = self._checkpoints.load_newest(folders)

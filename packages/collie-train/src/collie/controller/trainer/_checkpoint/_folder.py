@@ -9,12 +9,34 @@ import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from collie.controller.trainer._checkpoint._manifest import MANIFEST, Manifest, read_manifest
 from collie.interfaces import CheckpointError
 from collie.models.weights import sync
 
 _PARTIAL, _PREVIOUS = "partial", "previous"
+
+
+class Target(Protocol):
+    """Where a checkpoint is to lie: a `Folder`, or one on another file system (`RemoteFolder`)."""
+
+    @property
+    def path(self) -> Path | str: ...
+
+    def prepare(self) -> str: ...
+
+    def local(self, stage: str) -> Path: ...
+
+    def put(self, stage: str, names: Iterable[str]) -> None: ...
+
+    def commit(self, staged: str) -> None: ...
+
+    def discard(self, stage: str) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def fetch(self) -> Path: ...
 
 
 class Folder:
@@ -26,8 +48,10 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
 
-    def prepare(self) -> Path:
-        """Return a new, empty folder to write into; for one process alone. Removes what killed processes left there.
+    def prepare(self) -> str:
+        """Return the path of a new, empty folder to write into; for one process alone.
+
+        Removes what killed processes left there.
 
         Raises:
             CheckpointError: at the path lies something that is no checkpoint.
@@ -45,14 +69,30 @@ class Folder:
                 shutil.rmtree(left, ignore_errors=True)
         stage = self.path.parent / f".{self.path.name}.{_PARTIAL}.{os.getpid()}.{host}"
         stage.mkdir()
-        return stage
+        return str(stage)
 
-    def commit(self, stage: Path) -> None:
+    def local(self, stage: str) -> Path:
+        """Return where this rank's files are to be written.
+
+        Raises:
+            CheckpointError: this rank does not see the folder.
+        """
+        if not Path(stage).is_dir():
+            raise CheckpointError(
+                f"this rank does not see {stage}, which rank 0 made. Give a path on a file system that all nodes share."
+            )
+        return Path(stage)
+
+    def put(self, stage: str, names: Iterable[str]) -> None:
+        """Hand over files of `local`: they are where they belong."""
+
+    def commit(self, staged: str) -> None:
         """Let a folder that is complete take its place, and an older one of that name go after that.
 
         Raises:
             OSError: the file system refused.
         """
+        stage = Path(staged)
         for path in (*stage.rglob("*"), stage):
             if path.suffix != ".safetensors":  # these are on the disk already
                 sync(path)
@@ -64,11 +104,14 @@ class Folder:
         sync(self.path.parent)
         shutil.rmtree(previous, ignore_errors=True)
 
-    def discard(self, stage: Path) -> None:
+    def discard(self, stage: str) -> None:
         """Remove what was written of a checkpoint that is not to be."""
         shutil.rmtree(stage, ignore_errors=True)
 
-    def find(self) -> Path:
+    def leave(self) -> None:
+        """Clear away what this rank needed for writing: nothing."""
+
+    def fetch(self) -> Path:
         """Return where the checkpoint lies: an interruption may have left an older one under another name."""
         previous = _previous(self.path)
         return previous if not self.path.exists() and (previous / MANIFEST).is_file() else self.path
@@ -86,7 +129,7 @@ def newest_first(folders: Iterable[Path]) -> list[tuple[Path, Manifest]]:
         for path in folder.iterdir():
             if not path.is_dir() or f".{_PARTIAL}." in path.name or not (path / MANIFEST).is_file():
                 continue
-            if path.name.endswith(f".{_PREVIOUS}") and Folder(folder / _original(path.name)).find() != path:
+            if path.name.endswith(f".{_PREVIOUS}") and Folder(folder / _original(path.name)).fetch() != path:
                 continue
             try:
                 found[path] = read_manifest(path)

@@ -38,10 +38,13 @@ class Manifest:
 
 
 def describe_files(folder: Path, known: Mapping[str, Written]) -> dict[str, Written]:
-    """Return size and checksum of each file in a folder; those that are not known yet are read."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return {name: known.get(name) or checksum(path) for name, path in zip(names, paths, strict=True)}
+    """Return size and checksum of the files that are known, and of the others in a folder, which are read."""
+    files = dict(known)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in files:
+            files[name] = checksum(path)
+    return files
 
 
 def write_manifest(
@@ -67,20 +70,28 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no checkpoint to resume from: it {reason}. Give a folder that save_checkpoint wrote; "
             f"for weights alone there is load_model."
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format")
-        if version == _FORMAT:
-            content["files"] = {name: Written(**file) for name, file in content["files"].items()}
-            manifest = Manifest(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error!r}. Resume from another checkpoint.") from error
-    if version != _FORMAT:
-        raise CheckpointError(
-            f"{path} is of format {version}, and this version of CoLLiE reads {_FORMAT}: install the one that wrote it."
-        )
+    manifest = parse_manifest(path.read_bytes(), path)
     _check_sizes(folder, manifest)
     return manifest
+
+
+def parse_manifest(content: bytes, path: Path | str) -> Manifest:
+    """Return what a manifest's file says. `path`: for the error.
+
+    Raises:
+        CheckpointError: it is damaged, or of a later format.
+    """
+    try:
+        fields = json.loads(content)
+        version = fields.pop("format")
+        if version == _FORMAT:
+            fields["files"] = {name: Written(**file) for name, file in fields["files"].items()}
+            return Manifest(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}. Resume from another checkpoint.") from error
+    raise CheckpointError(
+        f"{path} is of format {version}, and this version of CoLLiE reads {_FORMAT}: install the one that wrote it."
+    )
 
 
 def check_contents(folder: Path, manifest: Manifest, rank: int, ranks: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from collie.controller.trainer._checkpoint._files import Content, Written, write_tensors
-from collie.controller.trainer._checkpoint._folder import Folder
+from collie.controller.trainer._checkpoint._folder import Target
 from collie.controller.trainer._checkpoint._manifest import Manifest
 from collie.interfaces import CheckpointError
 from collie.parallel import Topology, await_notes, leave_note
@@ -26,15 +26,15 @@ class Job:
     """What this rank writes of a checkpoint.
 
     target: where it is to lie.
-    stage: where it is written; on a file system that all ranks see.
+    stage: where it is written: what `Target.prepare` gave rank 0.
     number: of this checkpoint among those of the run, the same on every rank.
     files: by their paths in the folder, in memory; they are let go of one by one.
-    complete: called on rank 0 with the stage and all that was written; adds what there is once, and the manifest.
+    complete: called on rank 0 with its local folder and all that was written; adds what there is once, the manifest too.
     done: called on rank 0 in the thread when the checkpoint lies in its place.
     """
 
-    target: Folder
-    stage: Path
+    target: Target
+    stage: str
     number: int
     files: dict[str, dict[str, Content]]
     complete: Callable[[Path, dict[str, Written]], Manifest]
@@ -48,7 +48,7 @@ class Writer:
     failed: called in the thread with what stopped the writing, on rank 0 alone.
     """
 
-    def __init__(self, topology: Topology, failed: Callable[[Path, Exception], None]) -> None:
+    def __init__(self, topology: Topology, failed: Callable[[Path | str, Exception], None]) -> None:
         self._topology = topology
         self._failed = failed
         self._thread: threading.Thread | None = None
@@ -94,6 +94,7 @@ class Writer:
             error = caught
         if self._topology.rank != 0:
             said = {"error": _words(error)} if error is not None else {k: asdict(v) for k, v in written.items()}
+            job.target.leave()
             leave_note(_key(job, self._topology.rank), json.dumps(said))
             if error is not None:
                 raise error
@@ -106,23 +107,21 @@ class Writer:
                 written |= {name: Written(**file) for name, file in said.items()}
         if error is not None:
             raise error
-        manifest = job.complete(job.stage, written)
+        manifest = job.complete(job.target.local(job.stage), written)
         job.target.commit(job.stage)
         if job.done is not None:
             job.done(manifest, time.perf_counter() - job.began)
 
 
 def _write_files(job: Job) -> dict[str, Written]:
-    if not job.stage.is_dir():
-        raise CheckpointError(
-            f"this rank does not see {job.stage}, which rank 0 made. Give a path on a file system that all nodes share."
-        )
+    local = job.target.local(job.stage)
     written: dict[str, Written] = {}
     while job.files:
         name = next(iter(job.files))
-        path = job.stage / name
+        path = local / name
         path.parent.mkdir(exist_ok=True)
         written[name] = write_tensors(path, job.files.pop(name))
+        job.target.put(job.stage, [name])
     return written
 
 
