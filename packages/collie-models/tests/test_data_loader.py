@@ -225,11 +225,11 @@ class _Random:
 
 
 def test_workers_read_elsewhere_with_numbers_of_their_own():
-    """The same with the same seed, others on another rank; and the worker is kept from epoch to epoch."""
+    """They follow from seed, rank and position: a pass that begins in the middle draws what the whole one did there."""
 
-    def read(loader, rank):
-        batches = [m.batch for step in loader.iterate(0) for m in step]
-        assert [_first(b) for b in batches] == ([[0, 1], [4, 5]] if rank == 0 else [[2, 3], [6, 7]])
+    def read(loader, rank, epoch=0, start=0):
+        batches = [m.batch for step in loader.iterate(epoch, start) for m in step]
+        assert [_first(b) for b in batches] == ([[0, 1], [4, 5]] if rank == 0 else [[2, 3], [6, 7]])[start:]
         pids.update(pid for b in batches for pid in b["pid"].tolist())
         return [(b["draw"].tolist(), b["numpy"].tolist()) for b in batches]
 
@@ -237,8 +237,9 @@ def test_workers_read_elsewhere_with_numbers_of_their_own():
     state = torch.random.get_rng_state()
     loader, again, other = (CollieDataLoader(_Random(), 2, num_workers=1, dp_rank=r, dp_size=2) for r in (0, 0, 1))
     first = read(loader, 0)
-    assert read(loader, 0) != first
+    assert read(loader, 0, epoch=1) != first
     assert os.getpid() not in pids and len(pids) == 1
+    assert read(again, 0, start=1) == first[1:]
     assert read(again, 0) == first != read(other, 1)
     assert torch.equal(torch.random.get_rng_state(), state)
 

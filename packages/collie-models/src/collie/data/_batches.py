@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from collie.data._sampler import CollieBatchSampler, SeededSampler, seed_sequence
 from collie.interfaces import DataError
@@ -27,6 +29,54 @@ class MicroBatch:
     rows: int
 
 
+class _Read(list[int]):
+    """The row numbers of one micro-batch, and the seed of the random numbers that reading it may draw."""
+
+    seed: int
+
+
+class _SeededReads:
+    """A CollieBatchSampler's micro-batches, each with a seed of its own that follows from its position."""
+
+    def __init__(self, sampler: CollieBatchSampler, seed: int) -> None:
+        self.sampler, self.seed, self.epoch = sampler, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[_Read]:
+        first = self.sampler.start_step * self.sampler.accumulation_steps
+        # the sampler's order is taken now and not at the first next(): a later epoch belongs to a later pass
+        return self._seeded(iter(self.sampler), self.epoch, first)
+
+    def _seeded(self, micro_batches: Iterator[list[int]], epoch: int, first: int) -> Iterator[_Read]:
+        for number, rows in enumerate(micro_batches, start=first):
+            read = _Read(rows)
+            read.seed = int(seed_sequence(self.seed, epoch, self.sampler.dp_rank, number).generate_state(1)[0])
+            yield read
+
+
+class _InWorkers:
+    """A dataset as data workers read it: what is drawn for a micro-batch depends on its position alone.
+
+    So a training that resumes in the middle of an epoch, with new workers, reads what it would have read.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, read: _Read) -> list[Any]:
+        if get_worker_info() is not None:  # in the training's own process its generators go on, and are saved
+            random.seed(read.seed)
+            np.random.seed(read.seed)
+            torch.manual_seed(read.seed)
+        several = getattr(self.dataset, "__getitems__", None)
+        return list(several(list(read))) if several is not None else [self.dataset[row] for row in read]
+
+
 class BatchReader:
     """A torch DataLoader over a CollieBatchSampler's micro-batches. It leaves torch's global random numbers alone."""
 
@@ -42,9 +92,10 @@ class BatchReader:
     ) -> None:
         self.sampler = sampler
         state = seed_sequence(seed, sampler.dp_rank).generate_state(1)
+        self._reads = _SeededReads(sampler, seed)
         self.loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=sampler,
+            _InWorkers(dataset),  # type: ignore[arg-type]  # torch reads whole micro-batches through __getitems__
+            batch_sampler=self._reads,
             collate_fn=collate_fn,
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
@@ -55,6 +106,7 @@ class BatchReader:
     def batches(self, epoch: int, start_step: int) -> Iterator[Any]:
         """The collated micro-batches of an epoch from a step on."""
         self.sampler.set_epoch(epoch, start_step)
+        self._reads.epoch = epoch
         return iter(self.loader)
 
     def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:

@@ -188,12 +188,12 @@ class CollieModelForCausalLM(Decoder):
         """
         limit = byte_size(max_shard_size)
         topology = active_topology()
-
-        def describe() -> Description:
-            return Description(config_json(self.config, self.source, self.dtype, self.architecture), self.source)
-
         parameters = full_parameters(self, topology)
-        write_folder(Path(path), parameters, self.names, self.config, describe, limit, topology)
+        write_folder(Path(path), parameters, self.names, self.config, self.description, limit, topology)
+
+    def description(self) -> Description:
+        """Return what a checkpoint of this model says besides its weights."""
+        return Description(config_json(self.config, self.source, self.dtype, self.architecture), self.source)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

@@ -131,6 +131,11 @@ class Engine:
             return float(norm)
         return self._guard.norm() if self._guard is not None else None
 
+    @property
+    def around_optimizer(self) -> Any:
+        """What DeepSpeed put around `optimizer`: itself where it put nothing, None where the engine has none."""
+        return self._deepspeed.optimizer
+
     def release_parameters(self) -> None:
         """ZeRO-3: return every gathered parameter to its shards."""
         if self.zero_stage == 3:

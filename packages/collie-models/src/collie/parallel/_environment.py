@@ -8,6 +8,8 @@ import torch.distributed as dist
 from collie.config import CollieConfig
 from collie.parallel._topology import active_topology
 
+_SEEDS_A_STEP = 1_000_003  # more than there are ranks, so that no rank gets another's of another step
+
 
 class Env:
     """The active topology under the names that existing scripts use (`env.rank`, `env.dp_size`, …)."""
@@ -85,12 +87,13 @@ class Env:
 env = Env()
 
 
-def set_seed(config: CollieConfig) -> None:
+def set_seed(config: CollieConfig, after: int = 0) -> None:
     """Seed Python, numpy and torch: alike on the ranks of a replica, and differently in each replica.
 
     Where a replica's ranks must draw other numbers than each other (dropout of their parts), they do so by `apart`.
+    `after`: steps that were made before; what is drawn then is not what was drawn at the beginning.
     """
-    seed = config.seed + active_topology().dp_rank
+    seed = config.seed + active_topology().dp_rank + after * _SEEDS_A_STEP
     random.seed(seed)
     torch.manual_seed(seed)
     try:

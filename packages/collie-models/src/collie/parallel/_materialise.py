@@ -15,7 +15,7 @@ from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
 from collie.parallel._partial import is_partial, sum_gradient
-from collie.parallel._shard import as_zero3, is_partitioned, shard_of
+from collie.parallel._shard import as_zero3, is_partitioned, part_shape, shard_of
 from collie.parallel._tied import mark_copy, mark_counted, original_of
 from collie.parallel._topology import Topology
 
@@ -118,20 +118,35 @@ def _partitioner(config: CollieConfig, topology: Topology, dtype: torch.dtype) -
 def _write(parameter: nn.Parameter, name: str, topology: Topology, fill: Fill) -> None:
     """Write what this rank keeps; padding, at the end of a slice or of a vocabulary, is zero: norms stay exact."""
     target = shard_of(parameter, topology).data.view(-1)
-    if is_partitioned(parameter):
-        shape, total = as_zero3(parameter).ds_shape, as_zero3(parameter).ds_numel
-        start = min(topology.dp_rank * target.numel(), total)
-        stop = min(start + target.numel(), total)
-    else:
-        shape, start, stop = parameter.shape, 0, parameter.numel()
-    cut = cut_of(parameter)
-    if cut is not None or stop - start < target.numel():
+    total = part_shape(parameter).numel()
+    start = min(topology.dp_rank * target.numel(), total) if is_partitioned(parameter) else 0
+    stop = min(start + target.numel(), total)
+    if stop - start < target.numel():
         target.zero_()
+    copy_elements(target[: stop - start], parameter, name, start, topology, fill)
+
+
+def copy_elements(
+    target: Tensor, parameter: nn.Parameter, name: str, start: int, topology: Topology, fill: Fill
+) -> None:
+    """Write into `target`, flat, the elements from `start` on of this rank's flattened part of a parameter.
+
+    Args:
+        target: of the parameter's values, or of others that it has one of for each element.
+        parameter: says which part it is.
+        name: in this rank's model.
+        start: of the part; ZeRO counts as no division.
+        topology: of this rank.
+        fill: where the values come from.
+    """
+    cut = cut_of(parameter)
     source = original_of(parameter) or (cut.name if cut is not None else name)
+    stop = start + target.numel()
     if cut is None:
         if start < stop:
-            target[: stop - start].copy_(fill(source, shape, start, stop))
+            target.copy_(fill(source, part_shape(parameter), start, stop))
         return
+    target.zero_()
     for piece in cut.pieces(topology.tp_rank, start, stop):
         columns = {} if piece.columns is None else {"columns": piece.columns}
         values = fill(source, cut.whole, piece.start, piece.stop, **columns)

@@ -36,6 +36,11 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_tensor")
 
 
+def part_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter before ZeRO-3 has split it; tensor parallelism may have, before that."""
+    return as_zero3(parameter).ds_shape if is_partitioned(parameter) else parameter.shape
+
+
 @dataclass(frozen=True)
 class Shard:
     """This rank's part of a parameter."""

@@ -3,15 +3,18 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from collie.interfaces import CheckpointError
-from collie.models.weights._names import Names, pick
+from collie.models.weights._names import Rows, pick
 from collie.models.weights._reader import Reader
 from collie.parallel import Fill, active_topology
+
+if TYPE_CHECKING:
+    from collie.models.weights._state import StateNames
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 
@@ -31,7 +34,12 @@ class Checkpoint:
     """
 
     def __init__(
-        self, reader: Reader, names: Names, config: Any, shapes: Mapping[str, torch.Size], tied: Iterable[str] = ()
+        self,
+        reader: Reader,
+        names: "StateNames",
+        config: Any,
+        shapes: Mapping[str, torch.Size],
+        tied: Iterable[str] = (),
     ) -> None:
         self.reader = reader
         self._config = config
@@ -48,11 +56,9 @@ class Checkpoint:
 
         def read(name: str, shape: torch.Size, start: int, stop: int, columns: tuple[int, int] | None = None) -> Tensor:
             source, entry = self._sources[name]
-            width = math.prod(shape[1:]) if columns is None else columns[1] - columns[0]
-            first, last = start // width, -(-stop // width)
-            rows = pick(entry.rows(self._config, shape[0]), first, last)
-            flat = self.reader.rows(source, rows, columns, dtype=dtype).flatten()
-            return flat[start - first * width : stop - first * width]
+            return elements(
+                self.reader, source, entry.rows(self._config, rows_of(shape)), shape, start, stop, columns, dtype
+            )
 
         return read
 
@@ -80,7 +86,7 @@ class Checkpoint:
                     f"{tuple(shapes[ours])} (our {ours}). Check that the weights belong to its config.json."
                 )
 
-    def _warn_of_unused(self, names: Names, tied: Iterable[str]) -> None:
+    def _warn_of_unused(self, names: "StateNames", tied: Iterable[str]) -> None:
         known = {source for source, _ in self._sources.values()} | {names.to_checkpoint(ours)[0] for ours in tied}
         if active_topology().rank != 0:
             return  # one rank says it for all
@@ -91,3 +97,35 @@ class Checkpoint:
                 f"{', '.join(unused[:3])}{', …' if len(unused) > 3 else ''}.",
                 stacklevel=2,
             )
+
+
+def rows_of(shape: torch.Size) -> int:
+    """The rows of a tensor; a single value is one."""
+    return shape[0] if shape else 1
+
+
+def elements(
+    reader: Reader,
+    source: str,
+    order: Rows,
+    shape: torch.Size,
+    start: int,
+    stop: int,
+    columns: tuple[int, int] | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return elements [start, stop) of our tensor, flat, from the rows of the checkpoint's that they lie in.
+
+    Args:
+        reader: the opened checkpoint.
+        source: the tensor's name there.
+        order: the checkpoint's row ranges that make up our tensor.
+        shape: of the whole tensor.
+        start, stop: of the whole, flattened; or where columns are given, of these alone, flattened.
+        columns: a range of the second dimension.
+        dtype: of the result.
+    """
+    width = math.prod(shape[1:]) if columns is None else columns[1] - columns[0]
+    first, last = start // width, -(-stop // width)
+    flat = reader.rows(source, pick(order, first, last), columns, dtype=dtype).flatten()
+    return flat[start - first * width : stop - first * width]

@@ -79,6 +79,15 @@ def open_reader(folder: Path) -> Reader:
     )
 
 
+def open_indexed(index: Path) -> Reader:
+    """Open the safetensors files that an index beside them names.
+
+    Raises:
+        CheckpointError: the index or a header cannot be read, or a file is missing.
+    """
+    return _SafetensorsReader(index.parent, _indexed_files(index))
+
+
 def _indexed_files(index: Path) -> list[Path]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -114,6 +123,8 @@ class _SafetensorsReader(Reader):
         part = self._files[self.tensors[name].file].get_slice(name)
         if columns is not None:
             return [part[start:stop, columns[0] : columns[1]] for start, stop in rows]
+        if not self.tensors[name].shape:  # one value, which stands for one row
+            return [part[...].reshape(1)]
         return [part[start:stop] for start, stop in rows]
 
 

@@ -83,7 +83,7 @@ def write_folder(
     def finish() -> None:
         if topology.rank == 0:
             _number(scratch, [shard for stage in written for shard in stage])
-            _describe(scratch, description)
+            write_description(scratch, description)
             _sync(scratch)
             _move(scratch, folder)
 
@@ -136,7 +136,8 @@ def _number(folder: Path, shards: list[Shard]) -> None:
     _write_json(folder / _INDEX, index)
 
 
-def _describe(folder: Path, description: Description) -> None:
+def write_description(folder: Path, description: Description) -> None:
+    """Write what a folder says besides its weights."""
     _write_json(folder / "config.json", description.config)
     if description.source is None:
         return

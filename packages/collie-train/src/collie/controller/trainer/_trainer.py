@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
+from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
 from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
@@ -123,7 +124,8 @@ class Trainer:
         self._steps = StepCounter()
         self._recorder = Recorder(self.topology)
         self._check_finite = FiniteCheck(config.on_nan, self.topology, model, self._rows_at, self.alert)
-        self.epoch_idx = self.batch_idx = self._epochs_begun = 0
+        self.epoch_idx = self.batch_idx = 0
+        self._position = Position()
         self.stopped = False  # whether the last call of train ended early, because somebody asked
         self.total_steps = self.steps_per_epoch * config.train_epochs  # of all calls of train, up to the running one
         self.evaluators = as_list(evaluators)
@@ -139,6 +141,7 @@ class Trainer:
         if self.server is not None:
             self.server.bind(context)
         self.callbacks = CallbackManager(callbacks)
+        self._checkpoints = Checkpoints(self._as_run(), lambda event, step: self._recorder.write(event, step=step))
         self.callbacks.on_setup_parallel_model(self)
         self.callbacks.on_after_trainer_initialized(self)
 
@@ -180,44 +183,42 @@ class Trainer:
             _logger.warning("%s", message)
             self._recorder.write(Alert(level="warning", code=code, message=message), step=self._steps())
 
-    def train(self) -> None:
+    def train(self, resume: str | Path | None = None) -> None:
         """Train train_epochs epochs, or until a stop is asked for; returns after the last step of either.
 
-        Called again it trains as many epochs more: epochs, and with them the order of rows, count on.
+        Called again it trains as many epochs more: epochs, and with them the order of rows, count on. What is being
+        written of a checkpoint is complete when it returns.
+
+        Args:
+            resume: a checkpoint's folder, to go on where it was written and end where that training would have; a
+                training that had ended is not begun anew. "auto": the newest whole one in the folders of the
+                callbacks that save checkpoints and in `checkpoints`; without any, the training begins at its beginning.
 
         Raises:
             ConfigError: there is no optimizer, or no training data.
             DataError: a step has no target token on any rank.
             NonFiniteError: a loss or a gradient is NaN or infinite, and the config's on_nan does not let it pass.
+            CheckpointError: the checkpoint is not whole, or does not fit this run.
         """
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
-        self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
+        if resume is not None:
+            self._resume(resume)
+        elif self._position.epoch >= self._position.first_epoch + self.config.train_epochs:
+            self._position.first_epoch = self._position.epoch  # that training was over
+        place = self._position
+        last = place.first_epoch + self.config.train_epochs
+        steps_to_come = self.steps_per_epoch * max(0, last - place.epoch) - place.step
+        self.total_steps = place.finished + max(0, steps_to_come)
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
-            self.model.train()
-            if self.server is not None:
-                self.server.start()
-            self.callbacks.on_train_begin(self)
-            self.stopped = False
-            for micro_batches in self._global_batches():
-                self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
-                with self.monitors as item:
-                    done = self._update(micro_batches)
-                    item.update(done.as_monitor_item(self.topology.world_size))
-                progress.advance(done.epoch, self._steps.finished, done.loss_value)
-                self.callbacks.on_train_batch_end(self, done.loss)
-                if done.requests.checkpoint:
-                    self._save_as_asked()
-                if done.requests.stop:
-                    self.stopped = True
-                    break
-                if done.requests.prompt and self.server is not None:
-                    self.server.data_provider_handler()
-                if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
-                    self.eval()
-            self.callbacks.on_train_end(self)
+            try:
+                self._train_until(last, progress)
+            except BaseException:
+                self._checkpoints.settle_alone()
+                raise
+            self._checkpoints.settle()
             self._recorder.write(Bye(outcome="stopped" if self.stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
@@ -255,18 +256,106 @@ class Trainer:
         except CheckpointError as error:
             self.alert("checkpoint", f"the checkpoint that was asked for was not saved: {error}")
 
-    def _global_batches(self) -> Iterator[list[MicroBatch]]:
+    def save_checkpoint(
+        self, path: str | Path, *, wait: bool = True, then: Callable[[Path | str], None] | None = None
+    ) -> None:
+        """Write all that `train(resume=path)` needs: weights as a Hugging Face folder, and the state of training.
+
+        Collective. Training goes on when the state is copied to memory, and it is written behind it; one checkpoint at
+        a time. It takes its place when it is complete, so whatever interrupts this, one that was there before is whole.
+
+        Args:
+            path: the checkpoint's folder, or a URL that fsspec knows; one of an earlier checkpoint is replaced.
+            wait: return when it is on the disk. False: as soon as it is copied; that it cannot be written is an alert,
+                and training goes on.
+            then: called with the folder on rank 0, in the writing thread, when the checkpoint is complete.
+
+        Raises:
+            CheckpointError: with `wait`: it could not be written; on every rank. A state cannot be kept.
+        """
+        self._checkpoints.save(path, self._position, wait=wait, then=then)
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Bring everything to where a checkpoint was written; `train()` goes on from there. Collective.
+
+        The layout may be another: tensors are read by slices. With the same one (and the same versions and number of
+        threads) what follows is bitwise what would have followed.
+
+        Raises:
+            CheckpointError: it is not whole, or not of this model, optimizer and data; on every rank.
+        """
+        self._stand_at(self._checkpoints.load(path))
+
+    def _as_run(self) -> Run:
+        """Return the parts of this Trainer that a checkpoint is about."""
+        return Run(
+            model=self.model,
+            config=self.config,
+            topology=self.topology,
+            tokenizer=self.tokenizer,
+            engine=self.engine,
+            optimizer=self.optimizer,
+            lr_scheduler=self.lr_scheduler,
+            loader=self.train_dataloader,
+            callbacks=self.callbacks,
+            trainer=self,
+        )
+
+    def _resume(self, resume: str | Path) -> None:
+        """Go on where a checkpoint was written."""
+        if str(resume) != "auto":
+            self.load_checkpoint(resume)
+            return
+        folders = [folder for one in self.callbacks.callbacks if (folder := one.checkpoint_folder) is not None]
+        if self.run_folder is not None:
+            folders.append(self.run_folder / "checkpoints")
+        found = self._checkpoints.load_newest(folders)
+        if found is not None:
+            self._stand_at(found[1])
+
+    def _stand_at(self, position: Position) -> None:
+        self._position = position
+        self._steps.finished = position.finished
+        self.epoch_idx, self.batch_idx = position.epoch, max(0, position.step - 1)
+
+    def _train_until(self, last: int, progress: TrainingProgress) -> None:
+        """Run what is to come before epoch `last`, or until a stop is asked for."""
+        self.model.train()
+        if self.server is not None:
+            self.server.start()
+        self.callbacks.on_train_begin(self)
+        self.stopped = False
+        for micro_batches in self._global_batches(last):
+            self.callbacks.on_train_batch_begin(self, micro_batches[0].batch)
+            with self.monitors as item:
+                done = self._update(micro_batches)
+                item.update(done.as_monitor_item(self.topology.world_size))
+            progress.advance(done.epoch, self._steps.finished, done.loss_value)
+            self.callbacks.on_train_batch_end(self, done.loss)
+            if done.requests.checkpoint:
+                self._save_as_asked()
+            if done.requests.stop:
+                self.stopped = True
+                break
+            if done.requests.prompt and self.server is not None:
+                self.server.data_provider_handler()
+            if done.requests.evaluate or _due(self._steps.finished, self.config.eval_per_n_steps):
+                self.eval()
+        self.callbacks.on_train_end(self)
+
+    def _global_batches(self, last: int) -> Iterator[list[MicroBatch]]:
         """Yield this rank's micro-batches of each step, epoch after epoch; between epochs, do what is due there."""
         assert self.train_dataloader is not None
-        first, last = self._epochs_begun, self._epochs_begun + self.config.train_epochs
-        for epoch in range(first, last):
-            self.epoch_idx, self._epochs_begun = epoch, epoch + 1
+        place = self._position
+        while place.epoch < last:
+            self.epoch_idx, first = place.epoch, place.step
             self.callbacks.on_train_epoch_begin(self)
-            for index, micro_batches in enumerate(self.train_dataloader.iterate(epoch)):
+            for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx, first), start=first):
                 self.batch_idx = index
                 yield micro_batches
+            place.epoch, place.step = self.epoch_idx + 1, 0
             self.callbacks.on_train_epoch_end(self)
-            if _due(epoch + 1, self.config.eval_per_n_epochs):
+            if _due(self.epoch_idx + 1, self.config.eval_per_n_epochs):
                 self.eval()
 
     def _rows_at(self, epoch: int, index: int) -> list[list[int]]:
@@ -295,6 +384,7 @@ class Trainer:
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
         advance(self.lr_scheduler, result)
         self._steps.finished += 1
+        self._position.finished, self._position.step = self._steps.finished, self.batch_idx + 1
         done = FinishedStep(
             global_step=self._steps(),
             epoch=self.epoch_idx,
