@@ -20,7 +20,7 @@ from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
 from collie.models._stages import StageCache, relayed
-from collie.models._steps import build, read_from, refuse_unsupported, split
+from collie.models._steps import adapted, build, read_from, refuse_unmerged, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
 from collie.parallel import (
@@ -145,7 +145,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.eval()
+        return adapted(model).eval()
 
     @classmethod
     def from_config(cls, config: CollieConfig, dtype: Any = None) -> "CollieModelForCausalLM":
@@ -165,7 +165,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         materialise(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():
             model.source = Path(config.source)
-        return model.eval()
+        return adapted(model).eval()
 
     @classmethod
     def _family(cls, config: CollieConfig) -> "type[CollieModelForCausalLM]":
@@ -197,8 +197,10 @@ class CollieModelForCausalLM(nn.Module, Generates):
 
         Raises:
             CheckpointError: the file system refused; on every rank.
+            ConfigError: the model has an adapter that is not merged.
             ValueError: max_shard_size is no size.
         """
+        refuse_unmerged(self, f"save_pretrained({str(path)!r})")
         limit = byte_size(max_shard_size)
         topology = active_topology()
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from collie.config import CollieConfig
+from collie.parallel._added import is_added, mark_added, plain_name
 from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
@@ -38,6 +39,20 @@ class Fill(Protocol):
         ...
 
 
+Choice = Callable[[str, nn.Parameter], bool]  # of a parameter, and its name in the model before it was split
+
+
+def of_the_model(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is the model's own and no adapter's."""
+    return not is_added(parameter)
+
+
+def whole_name(name: str, parameter: nn.Parameter) -> str:
+    """Return what a model's parameter is called before the model is split, and without adapters."""
+    cut = cut_of(parameter)
+    return cut.name if cut is not None else plain_name(name)
+
+
 def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtype: torch.dtype, fill: Fill) -> None:
     """Give every parameter of a model on `meta` its storage and values, in place.
 
@@ -55,38 +70,41 @@ def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtyp
             partition(made)
         for module, attribute in owners:
             module._parameters[attribute] = made
-        _write(made, name, topology, fill)
+        _write(made, plain_name(name), topology, fill)
     if partition is not None:
         engine_for(model, config)
 
 
-def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
-    """Replace the values of a model that is already materialised, in any layout, in place."""
+def refill(model: nn.Module, topology: Topology, fill: Fill, only: Choice = of_the_model) -> None:
+    """Replace the values of a model that is already materialised, in any layout, in place.
+
+    `only`: which of its parameters; unless given, all but those of adapters.
+    """
     engine = current_engine(model)
     if engine is not None:
         engine.release_parameters()
     for name, parameter in model.named_parameters():
-        _write(parameter, name, topology, fill)
+        if only(whole_name(name, parameter), parameter):
+            _write(parameter, plain_name(name), topology, fill)
     if engine is not None:
         engine.refresh_master_weights()
 
 
 def full_parameters(
-    model: nn.Module, topology: Topology, *, copies: bool = False
+    model: nn.Module, topology: Topology, *, copies: bool = False, only: Choice = of_the_model
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
 
     Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, with
-    `copies` also the copy of a tied one that the first stage has. Collective: every rank must walk it to the end. A
+    `copies` also the copy of a tied one that the first stage has. `only` chooses among them; unless given, all but
+    those of adapters come. Collective: every rank must walk it to the end. A
     leader never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor
     shares its memory.
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if original_of(parameter) is not None and not copies:
-            continue
-        cut = cut_of(parameter)
-        wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
+        if only(whole_name(name, parameter), parameter) and (copies or original_of(parameter) is None):
+            wholes.setdefault(whole_name(name, parameter), []).append(parameter)
     for name, parameters in wholes.items():
         if cut_of(parameters[0]) is not None:
             yield name, _assemble(parameters, topology)
@@ -123,6 +141,8 @@ def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn
         mark(made, cut, topology)
     if original is not None:
         mark_copy(made, original)
+    if is_added(parameter):
+        mark_added(made)
     if topology.model_group is not None:
         mark_counted(made, topology)
     return made

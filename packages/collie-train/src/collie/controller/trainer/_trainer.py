@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from collie.adapters import load_peft, refuse_missing_adapter, save_peft
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
@@ -193,6 +194,17 @@ class Trainer:
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
 
+    def save_peft(self, path: str, adapter_name: str = "default") -> None:
+        """Write the model's adapter in PEFT's files; see `collie.adapters.save_peft`. Collective."""
+        save_peft(self.model, path, adapter_name)
+
+    def load_peft(self, path: str, adapter_name: str = "default") -> None:
+        """Replace the values of the model's adapter by those of PEFT's files, in any layout. Collective.
+
+        A model without an adapter gets one from `collie.adapters.load_peft`, before its optimizer is made.
+        """
+        load_peft(self.model, self.config, path, adapter_name)
+
     def _train_epoch(self, progress: TrainingProgress) -> bool:
         """Run the steps of one epoch; return whether a stop was asked for."""
         assert self.train_dataloader is not None
@@ -320,8 +332,7 @@ class Trainer:
 
 def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
-    if config.uses_peft:
-        raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
+    refuse_missing_adapter(model, config)
     ours = isinstance(model, CollieModelForCausalLM)
     for field in ("tp_size", "pp_size"):
         if not ours and getattr(config, field) > 1:
