@@ -169,6 +169,12 @@ def test_what_an_adapter_cannot_do_is_said(arguments, sentence):
         CollieModelForCausalLM.from_config(config)
 
 
+def test_adalora_is_refused_with_the_reason():
+    asked = peft.AdaLoraConfig(total_step=10)
+    with pytest.raises(ConfigError, match=r"'ADALORA' deals ranks out by gradients .* Use LORA"):
+        CollieModelForCausalLM.from_config(CollieConfig(model_config=toy_llama_config(), peft_config=asked))
+
+
 def test_a_tied_head_is_not_trained_apart_from_its_embedding():
     config = CollieConfig(model_config=toy_llama_config(tie_word_embeddings=True))
     config.peft_config = peft.LoraConfig(modules_to_save=["lm_head"])
@@ -248,3 +254,54 @@ def test_every_family_takes_an_adapter():
         ids = torch.arange(3, 11).view(1, 8)
         adapted = model(ids).logits
         assert_close(merge(model)(ids).logits, adapted, atol=1e-4, rtol=0)
+
+
+PROMPTS = [
+    peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+]
+
+
+@pytest.mark.parametrize("asked", PROMPTS, ids=lambda asked: asked.peft_type.value)
+def test_prompts_of_plain_peft_come_in_and_go_out_again(ranks, tmp_path, asked):
+    """Under ZeRO-3, too, which splits them; 4 query heads share 2 of keys and values, as a prefix must know."""
+    base = LlamaForCausalLM(toy_llama_config(initializer_range=0.2, use_cache=False))
+    base.save_pretrained(tmp_path / "model")
+    theirs = peft.get_peft_model(base, asked).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    mask = torch.ones_like(IDS)
+    mask[1, 6:] = 0
+    with torch.no_grad():
+        expected = theirs(IDS, attention_mask=mask).logits
+
+    def loaded(stage):
+        config = settings(tmp_path / "model", ds_config={"zero_optimization": {"stage": stage}})
+        ours = CollieModelForCausalLM.from_pretrained(tmp_path / "model", config)
+        ours = load_peft(ours, config, tmp_path / "theirs")
+        save_peft(ours, tmp_path / "ours")
+        with torch.no_grad():
+            return ours(IDS, attention_mask=mask).logits
+
+    for stage in (0, 3):
+        for logits in ranks(2, loaded, stage):
+            assert_close(logits[mask.sum(1) == 8], expected[mask.sum(1) == 8], atol=2e-5, rtol=0)
+            assert_close(logits[1, :-2], expected[1, :-2], atol=2e-5, rtol=0)
+        files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours")]
+        assert files[0].keys() == files[1].keys() and torch.equal(*(file["prompt_embeddings"] for file in files))
+
+
+def test_what_prompts_cannot_do_is_said(ranks, tmp_path):
+    def refused(case, asked, error, sentence, **fields):
+        config = settings(golden(case), peft_config=asked, **fields)
+        with pytest.raises(error, match=sentence):
+            CollieModelForCausalLM.from_pretrained(golden(case), config)
+
+    prompt, prefix, encoder = PROMPTS
+    ranks(2, lambda: refused("llama3", prefix, ParallelSizeError, "PREFIX_TUNING' with pp_size=2", pp_size=2))
+    refused("chatglm_shallow", prompt, ConfigError, "ChatGLMForCausalLM finds positions .* in the tokens.* Use LoRA")
+    config = settings(golden("llama3"), peft_config=encoder)
+    save_peft(CollieModelForCausalLM.from_pretrained(golden("llama3"), config), tmp_path)
+    other = settings(golden("llama3"))
+    with pytest.raises(ConfigError, match="of P_TUNING PEFT saves the prompts, and not the encoder"):
+        load_peft(CollieModelForCausalLM.from_pretrained(golden("llama3"), other), other, tmp_path, is_trainable=True)

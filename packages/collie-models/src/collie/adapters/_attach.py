@@ -1,7 +1,7 @@
 """An adapter for a model that has its weights, in any layout."""
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from collie.adapters._adapter import Adapter, adapter_of, remember, stored_in_place, stored_tensors
 from collie.adapters._dora import Magnitude, adapted_norms
 from collie.adapters._parts import divide
-from collie.adapters._supported import refuse_unsupported
+from collie.adapters._prompts import wrap_with_prompts
+from collie.adapters._supported import PROMPTS, kind_of, refuse_unsupported
 from collie.adapters._targets import Sites, find_sites
 from collie.adapters._values import initial_values
 from collie.interfaces import ConfigError, ParallelSizeError
@@ -32,11 +33,11 @@ from collie.parallel import (
 _MAGNITUDE = "lora_magnitude_vector"
 
 
-Model = TypeVar("Model", bound=CollieModelForCausalLM)
-
-
-def add_adapter(model: Model, peft_config: Any, adapter_name: str = "default") -> Model:
+def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: str = "default") -> nn.Module:
     """Put PEFT's layers around a model's linear maps and freeze all else, in place. Collective; returns `model`.
+
+    Prompts that are learnt (PROMPT_TUNING, PREFIX_TUNING, P_TUNING) are no layers: there what returns is PEFT's
+    PeftModelForCausalLM around `model`.
 
     Names in the config are those of transformers' model (of the checkpoint, where transformers has none of the
     family) or ours. The values are the same in every layout. Modules in `modules_to_save` are trained in place: PEFT
@@ -44,8 +45,8 @@ def add_adapter(model: Model, peft_config: Any, adapter_name: str = "default") -
 
     Args:
         model: made by `from_pretrained` or `from_config`; without an optimizer yet.
-        peft_config: LoRA (rsLoRA and DoRA among it) in every layout, IA3 where tp_size and pp_size are 1. With
-            inference_mode nothing is trained.
+        peft_config: LoRA (rsLoRA and DoRA among it) in every layout, IA3 and prompts where tp_size and pp_size are 1.
+            With inference_mode nothing is trained.
         adapter_name: what PEFT calls it; it is not in saved files.
 
     Raises:
@@ -55,6 +56,8 @@ def add_adapter(model: Model, peft_config: Any, adapter_name: str = "default") -
     config = model.collie_config
     refuse_unsupported(peft_config, config)
     _refuse_used(model)
+    if kind_of(peft_config) in PROMPTS:
+        return wrap_with_prompts(model, peft_config, adapter_name)
     topology = active_topology()
     with torch.device("meta"):
         whole = type(model)(config)

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from collie.adapters._adapter import adapter_of
 from collie.adapters._attach import add_adapter
 from collie.adapters._files import read_adapter, read_config, write_adapter, write_files
-from collie.adapters._supported import kind_of, peft_module
+from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_of_saved, wrap_with_prompts
+from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_rank_allocation, refuse_unsupported
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM
@@ -72,6 +73,8 @@ def load_peft(
     if adapter is None:
         peft_config = read_config(folder)
         peft_config.inference_mode = not is_trainable
+        if kind_of(peft_config) in PROMPTS:
+            return _load_prompts(model, peft_config, folder, adapter_name)
         add_adapter(model, peft_config, adapter_name)
         adapter = adapter_of(model)
     elif adapter.name != adapter_name:
@@ -83,12 +86,14 @@ def load_peft(
     return model
 
 
-def refuse_missing_adapter(model: nn.Module, config: CollieConfig) -> None:
-    """Refuse to train a model without the adapter that the config asks for: all of it would be trained.
+def refuse_unfit_adapter(model: nn.Module, config: CollieConfig) -> None:
+    """Refuse to train a model without the adapter that the config asks for, or with one that steps know nothing of.
 
     Raises:
-        ConfigError: `peft_config` asks for an adapter, and the model has none.
+        ConfigError: `peft_config` asks for an adapter, and the model has none; or it is AdaLoRA's.
     """
+    for asked in getattr(model, "peft_config", {}).values():
+        refuse_rank_allocation(kind_of(asked))
     if config.uses_peft and adapter_of(model) is None and not isinstance(model, peft_module().PeftModel):
         raise ConfigError(
             f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
@@ -101,21 +106,34 @@ def _which(adapter: Any) -> str:
     return f", but {adapter.name!r}" if adapter is not None else ""
 
 
+def _load_prompts(model: CollieModelForCausalLM, peft_config: Any, folder: Path, adapter_name: str) -> nn.Module:
+    refuse_unsupported(peft_config, model.collie_config)
+    if not peft_config.inference_mode:
+        refuse_training_of_saved(peft_config)
+    return wrap_with_prompts(model, peft_config, adapter_name, read_prompts(folder))
+
+
 def _save_wrapped(model: nn.Module, folder: Path, adapter_name: str) -> None:
     """Save what peft's get_peft_model made: its parameters are gathered on rank 0 where ZeRO-3 has split them."""
     peft, topology = peft_module(), active_topology()
     if not isinstance(model, peft.PeftModel) or adapter_name not in model.peft_config:
         raise ConfigError(f"save_peft: this {type(model).__name__} has no adapter {adapter_name!r} of PEFT.")
-    chosen = full_parameters(
-        model, topology, only=lambda name, parameter: parameter.requires_grad or adapter_name in name.split(".")
-    )
-    state = {name: whole for name, whole in chosen if whole is not None}
-    config = model.peft_config[adapter_name].to_dict() | {"inference_mode": True}
+    config = model.peft_config[adapter_name]
+    state: dict[str, Tensor] = {}
+    if config.is_prompt_learning:
+        prompts = prompts_of(model, adapter_name, topology)
+    else:
+        chosen = full_parameters(
+            model, topology, only=lambda name, parameter: parameter.requires_grad or adapter_name in name.split(".")
+        )
+        state = {name: whole for name, whole in chosen if whole is not None}
 
     def work() -> None:
-        if topology.rank == 0:
-            tensors = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter_name)
-            write_files(folder, {key: tensor.contiguous() for key, tensor in tensors.items()}, config)
+        if topology.rank != 0:
+            return
+        tensors = prompts if config.is_prompt_learning else peft.get_peft_model_state_dict(model, state, adapter_name)
+        values = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        write_files(folder, values, config.to_dict() | {"inference_mode": True})
 
     together(topology, f"The adapter could not be saved to {folder}", work)
 

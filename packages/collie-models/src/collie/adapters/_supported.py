@@ -20,6 +20,7 @@ _FIELDS = {
     },
     "IA3": {"target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"},
 }
+PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")  # parameters before the tokens, or in the cache
 _INITIAL = (True, False, "gaussian")
 
 
@@ -46,10 +47,11 @@ def refuse_unsupported(peft_config: Any, config: CollieConfig) -> None:
         ParallelSizeError: the kind is there in other layouts.
     """
     kind = kind_of(peft_config)
-    if kind not in _FIELDS:
+    refuse_rank_allocation(kind)
+    if kind not in (*_FIELDS, *PROMPTS):
         raise ConfigError(
-            f"peft_type={kind!r} is not there for CoLLiE's own models. Use one of {', '.join(_FIELDS)}, or a model of "
-            f"transformers with peft.get_peft_model."
+            f"peft_type={kind!r} is not there for CoLLiE's own models. Use one of {', '.join((*_FIELDS, *PROMPTS))}, "
+            f"or a model of transformers with peft.get_peft_model."
         )
     split = {field: getattr(config, field) for field in ("tp_size", "pp_size") if getattr(config, field) > 1}
     if split and kind != LORA:
@@ -58,7 +60,24 @@ def refuse_unsupported(peft_config: Any, config: CollieConfig) -> None:
             f"peft_type={kind!r} with {sizes}: its parameters act on whole activations, which tensor-parallel ranks "
             f"and stages do not have. Set tp_size and pp_size to 1 and use ZeRO, or use LoRA."
         )
-    _refuse_options(peft_config, kind)
+    if kind in PROMPTS:
+        _refuse_prompt_options(peft_config, config)
+    else:
+        _refuse_options(peft_config, kind)
+
+
+def refuse_rank_allocation(kind: str) -> None:
+    """Refuse AdaLoRA, on whatever model.
+
+    Raises:
+        ConfigError: it is what is asked for.
+    """
+    if kind == "ADALORA":
+        raise ConfigError(
+            "peft_type='ADALORA' deals ranks out by gradients of whole parameters, between the backward pass and the "
+            "update, and adds a term to the loss once a step. The Trainer has neither. Use LORA, with a rank_pattern "
+            "where layers need other ranks."
+        )
 
 
 def _refuse_options(peft_config: Any, kind: str) -> None:
@@ -82,4 +101,15 @@ def _refuse_options(peft_config: Any, kind: str) -> None:
         raise ConfigError(
             "use_dora=True: magnitudes begin as those of the weights alone, and a bias has none. "
             "Leave init_lora_weights and lora_bias as they are."
+        )
+
+
+def _refuse_prompt_options(peft_config: Any, config: CollieConfig) -> None:
+    if getattr(peft_config, "modules_to_save", None):
+        raise ConfigError("modules_to_save in peft_config: with prompts nothing else is trained. Leave it out.")
+    initial = getattr(peft_config, "prompt_tuning_init", "RANDOM")
+    if config.zero_stage == 3 and getattr(initial, "value", initial) != "RANDOM":
+        raise ConfigError(
+            f"prompt_tuning_init={getattr(initial, 'value', initial)!r} reads rows of the embedding, which ZeRO stage "
+            f"3 has split. Use 'RANDOM', or stage 2."
         )

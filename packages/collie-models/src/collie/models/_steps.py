@@ -5,7 +5,7 @@ build on `meta` → keep this pipeline rank's stages → split by the tensor-par
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from transformers import PretrainedConfig
@@ -54,6 +54,8 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
 def adapted(model: "Model") -> "Model":
     """Return a model that has its weights with the adapter that its config asks for, if it asks for one. Collective.
 
+    Where prompts are learnt it is PEFT's wrapper, which has the model's attributes, too.
+
     Raises:
         ConfigError, ParallelSizeError: see `collie.adapters.add_adapter`.
     """
@@ -61,7 +63,7 @@ def adapted(model: "Model") -> "Model":
         return model
     from collie.adapters import add_adapter  # which is built on models
 
-    return add_adapter(model, model.collie_config.peft_config)
+    return cast("Model", add_adapter(model, model.collie_config.peft_config))
 
 
 def refuse_unmerged(model: "CollieModelForCausalLM", doing: str) -> None:
