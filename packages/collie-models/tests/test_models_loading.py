@@ -236,9 +236,9 @@ def test_sizes_that_do_not_fit_the_world_are_said_first():
         CollieModelForCausalLM.from_pretrained(golden("llama3"), config(pp_size=5))
 
 
-def test_adapters_are_refused_not_ignored():
-    settings = config(peft_config=SimpleNamespace(peft_type="LORA", to_dict=lambda: {"peft_type": "LORA"}))
-    with pytest.raises(ConfigError, match=r"peft_config: adapters are not in this version. Leave it out"):
+def test_adapters_of_unknown_kinds_are_refused_not_ignored():
+    settings = config(peft_config=SimpleNamespace(peft_type="LOHA", to_dict=lambda: {"peft_type": "LOHA"}))
+    with pytest.raises(ConfigError, match=r"peft_type='LOHA' is not there for CoLLiE's own models. Use one of LORA"):
         CollieModelForCausalLM.from_config(settings)
 
 

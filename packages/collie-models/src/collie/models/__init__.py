@@ -1,6 +1,7 @@
 """Language models that CoLLiE builds itself, so that they can be split over ranks."""
 
 from collie.models._generation import CausalLMOutput
+from collie.models._initialise import generator_for
 from collie.models._registry import find_family, register
 from collie.models._steps import require_values
 from collie.models.base import CollieModelForCausalLM
@@ -35,6 +36,7 @@ __all__ = [
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "find_family",
+    "generator_for",
     "register",
     "require_values",
 ]

@@ -5,7 +5,7 @@ build on `meta` → keep this pipeline rank's stages → split by the tensor-par
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from transformers import PretrainedConfig
@@ -14,7 +14,7 @@ from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
 from collie.models._stages import keep_stages
 from collie.models.weights import Checkpoint, local_folder, open_reader
-from collie.parallel import Fill, Plan, Stream, Topology, mark_copy, together
+from collie.parallel import Fill, Plan, Stream, Topology, is_added, mark_copy, together
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -27,7 +27,7 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
 
     Raises:
         ParallelSizeError: the config asks to split a family that has no plan for it.
-        ConfigError: the config asks for an adapter or for quantized weights.
+        ConfigError: the config asks for an adapter that is not there, or for quantized weights.
     """
     stage_3 = "" if config.zero_stage == 3 else ", and ZeRO stage 3 in ds_config where the model does not fit"
     if config.tp_size != 1 and own_plan(family) is None:
@@ -36,7 +36,9 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
             f"Set tp_size to 1{stage_3}."
         )
     if config.uses_peft:
-        raise ConfigError("peft_config: adapters are not in this version. Leave it out.")
+        from collie.adapters import refuse_unsupported as refuse_adapter
+
+        refuse_adapter(config.peft_config, config)
     if getattr(config.model_config, "quantization_config", None):
         raise ConfigError(
             "the checkpoint's config.json has a quantization_config: its weights are quantized, and CoLLiE's own "
@@ -46,6 +48,34 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
         raise ConfigError(
             "quantization_config: CoLLiE's own models are not quantized in this version. Leave it out, or load the "
             "model with transformers' AutoModelForCausalLM."
+        )
+
+
+def adapted(model: "Model") -> "Model":
+    """Return a model that has its weights with the adapter that its config asks for, if it asks for one. Collective.
+
+    Where prompts are learnt it is PEFT's wrapper, which has the model's attributes, too.
+
+    Raises:
+        ConfigError, ParallelSizeError: see `collie.adapters.add_adapter`.
+    """
+    if not model.collie_config.uses_peft:
+        return model
+    from collie.adapters import add_adapter  # which is built on models
+
+    return cast("Model", add_adapter(model, model.collie_config.peft_config))
+
+
+def refuse_unmerged(model: "CollieModelForCausalLM", doing: str) -> None:
+    """Refuse to do with the weights alone what would leave a model's adapter out.
+
+    Raises:
+        ConfigError: the model has an adapter; `doing` begins the sentence.
+    """
+    if any(is_added(parameter) for parameter in model.parameters()):
+        raise ConfigError(
+            f"{doing}: the model has an adapter, which is no part of its weights. Save the adapter with "
+            f"collie.adapters.save_peft, or merge it into the weights with collie.adapters.merge first."
         )
 
 

@@ -14,7 +14,7 @@ from collie.models._dtype import choose_dtype
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
-from collie.models._steps import build, read_alike, refuse_unsupported, split
+from collie.models._steps import adapted, build, read_alike, refuse_unmerged, refuse_unsupported, split
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import LMHead
 from collie.parallel import (
@@ -128,7 +128,7 @@ class CollieModelForCausalLM(Decoder):
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        return model.eval()
+        return adapted(model).eval()
 
     @classmethod
     def from_config(cls, config: CollieConfig, dtype: Any = None) -> "CollieModelForCausalLM":
@@ -148,7 +148,7 @@ class CollieModelForCausalLM(Decoder):
         materialise(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():
             model.source = Path(config.source)
-        return model.eval()
+        return adapted(model).eval()
 
     @classmethod
     def _family(cls, config: CollieConfig) -> "type[CollieModelForCausalLM]":
@@ -184,8 +184,10 @@ class CollieModelForCausalLM(Decoder):
 
         Raises:
             CheckpointError: the file system refused; on every rank.
+            ConfigError: the model has an adapter that is not merged.
             ValueError: max_shard_size is no size.
         """
+        refuse_unmerged(self, f"save_pretrained({str(path)!r})")
         limit = byte_size(max_shard_size)
         topology = active_topology()
         parameters = full_parameters(self, topology)

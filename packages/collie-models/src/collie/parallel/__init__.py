@@ -1,6 +1,9 @@
 """How ranks are arranged, and how one model is spread over them."""
 
-from collie.parallel._cut import Cut, cut_of
+from collie.parallel._added import Choice, is_added, mark_added, plain_name, whole_name
+from collie.parallel._borrowed import borrow
+from collie.parallel._collectives import sum_backward, total
+from collie.parallel._cut import Cut, Ranges, cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import Engine, close_engine, current_engine, engine_for, release_parameters
 from collie.parallel._environment import Env, env, set_seed
@@ -12,11 +15,12 @@ from collie.parallel._materialise import Fill, materialise, refill
 from collie.parallel._notes import await_notes, leave_note
 from collie.parallel._once import once_per_node
 from collie.parallel._optimizer_state import FIXED, MASTER, Number, OptimizerState, Saved, put_state, take_state
+from collie.parallel._partial import mark_partial
 from collie.parallel._pipeline import Pipeline
 from collie.parallel._plan import Column, Entry, Plan, Row, Summed, VocabColumn, VocabRow
 from collie.parallel._random import apart, draw_alike, draws_of_stage
 from collie.parallel._relay import Relay
-from collie.parallel._shard import Shard, is_partitioned, part_shape, shard_of, squared_norm
+from collie.parallel._shard import Shard, is_partitioned, part_shape, replace_part, shard_of, squared_norm, whole_part
 from collie.parallel._stages import Stages, deal
 from collie.parallel._state_places import scaler_state, set_scaler_state
 from collie.parallel._stream import Stream
@@ -30,6 +34,7 @@ __all__ = [
     "FIXED",
     "MASTER",
     "WEIGHT",
+    "Choice",
     "Column",
     "ColumnLinear",
     "Cut",
@@ -45,6 +50,7 @@ __all__ = [
     "OptimizerState",
     "Pipeline",
     "Plan",
+    "Ranges",
     "Relay",
     "Row",
     "RowLinear",
@@ -64,6 +70,7 @@ __all__ = [
     "apart",
     "assemble",
     "await_notes",
+    "borrow",
     "close_engine",
     "counts_here",
     "current_engine",
@@ -78,17 +85,23 @@ __all__ = [
     "fused",
     "held_weights",
     "held_whole",
+    "is_added",
     "is_partitioned",
     "leads_stage",
     "leave_note",
+    "mark",
+    "mark_added",
     "mark_copy",
+    "mark_partial",
     "materialise",
     "once_per_node",
     "original_of",
     "part_shape",
+    "plain_name",
     "put_state",
     "refill",
     "release_parameters",
+    "replace_part",
     "resize_vocabulary",
     "scaler_state",
     "set_scaler_state",
@@ -98,9 +111,13 @@ __all__ = [
     "share_out",
     "share_over_stage",
     "squared_norm",
+    "sum_backward",
     "sum_over_ends",
     "take_state",
     "together",
     "together_in_stage",
+    "total",
     "total_of_whole",
+    "whole_name",
+    "whole_part",
 ]

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from collie.parallel._added import Choice, of_the_model, whole_name
 from collie.parallel._cut import cut_of
 from collie.parallel._shard import as_zero3, is_partitioned, shard_of
 from collie.parallel._tied import original_of
@@ -16,25 +17,26 @@ from collie.parallel._topology import Topology
 
 
 def full_parameters(
-    model: nn.Module, topology: Topology, *, copies: bool = False
+    model: nn.Module, topology: Topology, *, copies: bool = False, only: Choice = of_the_model
 ) -> Iterator[tuple[str, Tensor | None]]:
     """Yield (name, whole tensor on the CPU) where this rank leads its stage, else (name, None); one at a time.
 
     Names and shapes are those of the model before it was split; of a pipeline stage its own parameters come, with
-    `copies` also the copy of a tied one that the first stage has. Collective: every rank must walk it to the end. A
-    leader never holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor
-    shares its memory.
+    `copies` also the copy of a tied one that the first stage has. `only` chooses among them, alike on all ranks of a
+    stage; unless given, all but those of adapters come. Collective: every rank must walk it to the end. A leader never
+    holds more than one whole parameter and its parts, and where it holds the parameter anyway the tensor shares its
+    memory.
 
     Raises:
         CheckpointError: a rank has no room for its part in it; on every rank of its stage, where the walk ends.
     """
     wholes: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if original_of(parameter) is not None and not copies:
-            continue
-        cut = cut_of(parameter)
-        wholes.setdefault(cut.name if cut is not None else name, []).append(parameter)
-    exchanged = any(cut_of(parameter) is not None or is_partitioned(parameter) for parameter in model.parameters())
+        whole = whole_name(name, parameter)
+        if only(whole, parameter) and (copies or original_of(parameter) is None):
+            wholes.setdefault(whole, []).append(parameter)
+    every = [parameter for parts in wholes.values() for parameter in parts]
+    exchanged = any(cut_of(parameter) is not None or is_partitioned(parameter) for parameter in every)
     for name, parameters in wholes.items():
         # what can be lacking is taken before the exchange, which others would wait in for a rank that has failed
         make = partial(_make_room, parameters, topology)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from collie.config import CollieConfig
+from collie.parallel._added import Choice, is_added, mark_added, of_the_model, plain_name, whole_name
 from collie.parallel._cut import cut_of, mark
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._engine import current_engine, deepspeed_module, engine_for
@@ -54,18 +55,22 @@ def materialise(model: nn.Module, config: CollieConfig, topology: Topology, dtyp
             partition(made)
         for module, attribute in owners:
             module._parameters[attribute] = made
-        _write(made, name, topology, fill)
+        _write(made, plain_name(name), topology, fill)
     if partition is not None:
         engine_for(model, config)
 
 
-def refill(model: nn.Module, topology: Topology, fill: Fill) -> None:
-    """Replace the values of a model that is already materialised, in any layout, in place."""
+def refill(model: nn.Module, topology: Topology, fill: Fill, only: Choice = of_the_model) -> None:
+    """Replace the values of a model that is already materialised, in any layout, in place.
+
+    `only`: which of its parameters; unless given, all but those of adapters.
+    """
     engine = current_engine(model)
     if engine is not None:
         engine.release_parameters()
     for name, parameter in model.named_parameters():
-        _write(parameter, name, topology, fill)
+        if only(whole_name(name, parameter), parameter):
+            _write(parameter, plain_name(name), topology, fill)
     if engine is not None:
         engine.refresh_master_weights()
 
@@ -93,6 +98,8 @@ def _make(parameter: nn.Parameter, dtype: torch.dtype, topology: Topology) -> nn
         mark(made, cut)
     if original is not None:
         mark_copy(made, original)
+    if is_added(parameter):
+        mark_added(made)
     if topology.model_group is not None:
         mark_counted(made, topology)
     return made

@@ -95,3 +95,24 @@ def squared_norm(squares: Iterable[tuple[Shard, Tensor]], topology: Topology) ->
     if topology.model_group is not None:
         dist.all_reduce(total, group=topology.model_group)
     return total
+
+
+def whole_part(parameter: nn.Parameter, topology: Topology) -> Tensor:
+    """Return all that this rank's tensor-parallel place holds of a parameter. Collective over dp under ZeRO-3."""
+    if not is_partitioned(parameter):
+        return parameter.detach()
+    zero3 = as_zero3(parameter)
+    own = zero3.ds_tensor.data
+    parts = [own]
+    if topology.dp_group is not None:
+        parts = [torch.empty_like(own) for _ in range(topology.dp_size)]
+        dist.all_gather(parts, own, group=topology.dp_group)
+    return torch.cat(parts)[: zero3.ds_numel].view(zero3.ds_shape)
+
+
+def replace_part(parameter: nn.Parameter, value: Tensor, topology: Topology) -> None:
+    """Give a parameter new values, in place: `value` is what this rank's tensor-parallel place holds of it."""
+    target = shard_of(parameter, topology).data.view(-1)
+    start = topology.dp_rank * target.numel() if is_partitioned(parameter) else 0
+    own = value.reshape(-1)[start : start + target.numel()]
+    target.zero_()[: own.numel()].copy_(own)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from collie.adapters import refuse_unfit_adapter
 from collie.config import CollieConfig
 from collie.data import CollieDataLoader, check_rows
 from collie.interfaces import ConfigError
@@ -16,8 +17,7 @@ _ROWS_TO_CHECK = 256
 
 def refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
-    if config.uses_peft:
-        raise ConfigError("peft_config: the Trainer makes no adapters in this version. Leave it out.")
+    refuse_unfit_adapter(model, config)
     if isinstance(model, CollieModelForCausalLM):
         return
     for field in ("tp_size", "pp_size"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from collie.adapters import load_peft, save_peft
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
@@ -243,6 +244,17 @@ class Trainer:
         """Replace the weights of a model of collie.models by a Hugging Face folder's, in any layout and ZeRO stage."""
         load_model(self.model, self.topology, path)
         self.callbacks.on_load_model(self)
+
+    def save_peft(self, path: str, adapter_name: str = "default") -> None:
+        """Write the model's adapter in PEFT's files; see `collie.adapters.save_peft`. Collective."""
+        save_peft(self.model, path, adapter_name)
+
+    def load_peft(self, path: str, adapter_name: str = "default") -> None:
+        """Replace the values of the model's adapter by those of PEFT's files, in any layout. Collective.
+
+        A model without an adapter gets one from `collie.adapters.load_peft`, before its optimizer is made.
+        """
+        load_peft(self.model, self.config, path, adapter_name)
 
     def _save_as_asked(self) -> None:
         """Save a checkpoint for a signal or a request; where that fails, on every rank alike, training goes on."""

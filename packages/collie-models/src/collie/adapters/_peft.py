@@ -1,0 +1,149 @@
+"""Saving and loading adapters, of CoLLiE's own models and of transformers' models that PEFT has wrapped."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from collie.adapters._adapter import adapter_of
+from collie.adapters._attach import add_adapter
+from collie.adapters._files import read_adapter, read_config, write_adapter, write_files
+from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_of_saved, wrap_with_prompts
+from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_rank_allocation, refuse_unsupported
+from collie.config import CollieConfig
+from collie.interfaces import CheckpointError, ConfigError
+from collie.models import CollieModelForCausalLM
+from collie.parallel import active_topology, full_parameters, refill, together
+
+
+def save_peft(model: nn.Module, path: str | Path, adapter_name: str = "default") -> None:
+    """Write a model's adapter as PEFT does, in any layout: adapter_config.json, adapter_model.safetensors. Collective.
+
+    Modules are called as in transformers' model: `PeftModel.from_pretrained(transformers_model, path)` loads it.
+
+    Args:
+        model: with an adapter; CoLLiE's own, or one of transformers in peft's get_peft_model.
+        path: a folder, made where it is missing.
+        adapter_name: which adapter.
+
+    Raises:
+        ConfigError: the model has no such adapter.
+        CheckpointError: the file system refused; on every rank.
+    """
+    topology = active_topology()
+    if isinstance(model, CollieModelForCausalLM):
+        adapter = adapter_of(model)
+        if adapter is None or adapter.name != adapter_name:
+            raise ConfigError(f"save_peft: the model has no adapter {adapter_name!r}{_which(adapter)}.")
+        write_adapter(model, adapter, Path(path), topology)
+    else:
+        _save_wrapped(model, Path(path), adapter_name)
+    topology.barrier()
+
+
+def load_peft(
+    model: nn.Module,
+    config: CollieConfig,
+    path: str | Path,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+) -> nn.Module:
+    """Give a model the adapter that PEFT or `save_peft` wrote, in any layout, and return the model. Collective.
+
+    A model that has an adapter of this name keeps its layers, and gets the values alone. One without gets the layers,
+    too, and must not have an optimizer yet.
+
+    Args:
+        model: CoLLiE's own, changed in place; or one of transformers, which comes back as a PeftModel.
+        config: the run's.
+        path: the folder.
+        adapter_name: what the adapter is called from now on.
+        is_trainable: whether a new adapter's parameters are trained.
+
+    Raises:
+        CheckpointError: there is no adapter, or it does not fit the model.
+        ConfigError: as for `add_adapter`.
+    """
+    folder = Path(path)
+    if not isinstance(model, CollieModelForCausalLM):
+        return _load_wrapped(model, folder, adapter_name, is_trainable)
+    if model.collie_config is not config:
+        config.validate(active_topology().world_size)
+    adapter = adapter_of(model)
+    if adapter is None:
+        peft_config = read_config(folder)
+        peft_config.inference_mode = not is_trainable
+        if kind_of(peft_config) in PROMPTS:
+            return _load_prompts(model, peft_config, folder, adapter_name)
+        add_adapter(model, peft_config, adapter_name)
+        adapter = adapter_of(model)
+    elif adapter.name != adapter_name:
+        raise ConfigError(f"load_peft: the model has no adapter {adapter_name!r}{_which(adapter)}. Merge that first.")
+    assert adapter is not None
+    stored = adapter.stored
+    fill = read_adapter(folder, stored, model.dtype)
+    refill(model, active_topology(), fill, only=lambda name, parameter: name in stored)
+    return model
+
+
+def refuse_unfit_adapter(model: nn.Module, config: CollieConfig) -> None:
+    """Refuse to train a model without the adapter that the config asks for, or with one that steps know nothing of.
+
+    Raises:
+        ConfigError: `peft_config` asks for an adapter, and the model has none; or it is AdaLoRA's.
+    """
+    for asked in getattr(model, "peft_config", {}).values():
+        refuse_rank_allocation(kind_of(asked))
+    if config.uses_peft and adapter_of(model) is None and not isinstance(model, peft_module().PeftModel):
+        raise ConfigError(
+            f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
+            f"from_pretrained(path, config), and one of transformers with peft.get_peft_model(model, "
+            f"config.peft_config), before the optimizer."
+        )
+
+
+def _which(adapter: Any) -> str:
+    return f", but {adapter.name!r}" if adapter is not None else ""
+
+
+def _load_prompts(model: CollieModelForCausalLM, peft_config: Any, folder: Path, adapter_name: str) -> nn.Module:
+    refuse_unsupported(peft_config, model.collie_config)
+    if not peft_config.inference_mode:
+        refuse_training_of_saved(peft_config)
+    return wrap_with_prompts(model, peft_config, adapter_name, read_prompts(folder))
+
+
+def _save_wrapped(model: nn.Module, folder: Path, adapter_name: str) -> None:
+    """Save what peft's get_peft_model made: its parameters are gathered on rank 0 where ZeRO-3 has split them."""
+    peft, topology = peft_module(), active_topology()
+    if not isinstance(model, peft.PeftModel) or adapter_name not in model.peft_config:
+        raise ConfigError(f"save_peft: this {type(model).__name__} has no adapter {adapter_name!r} of PEFT.")
+    config = model.peft_config[adapter_name]
+    state: dict[str, Tensor] = {}
+    if config.is_prompt_learning:
+        prompts = prompts_of(model, adapter_name, topology)
+    else:
+        chosen = full_parameters(
+            model, topology, only=lambda name, parameter: parameter.requires_grad or adapter_name in name.split(".")
+        )
+        state = {name: whole for name, whole in chosen if whole is not None}
+
+    def work() -> None:
+        if topology.rank != 0:
+            return
+        tensors = prompts if config.is_prompt_learning else peft.get_peft_model_state_dict(model, state, adapter_name)
+        values = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        write_files(folder, values, config.to_dict() | {"inference_mode": True})
+
+    together(topology, f"The adapter could not be saved to {folder}", work)
+
+
+def _load_wrapped(model: nn.Module, folder: Path, adapter_name: str, is_trainable: bool) -> nn.Module:
+    peft = peft_module()
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder} holds no adapter: it has no adapter_config.json.")
+    if isinstance(model, peft.PeftModel):
+        model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+        return model
+    loaded: nn.Module = peft.PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=is_trainable)
+    return loaded
