@@ -43,9 +43,7 @@ class Magnitude(nn.Module):
             of_weight = cut_of(column.get_parameter("weight"))
             assert of_weight is not None, "a part's weight is cut"
             cut = Cut(name, torch.Size((outputs,)), 0, of_weight.held, of_weight.length, of_weight.copies)
-            self.register_parameter(
-                attribute, mark(nn.Parameter(torch.empty(cut.length, device="meta")), cut, topology)
-            )
+            self.register_parameter(attribute, mark(nn.Parameter(torch.empty(cut.length, device="meta")), cut))
 
     def forward(
         self,

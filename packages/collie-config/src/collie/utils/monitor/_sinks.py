@@ -17,6 +17,7 @@ class Sink(Protocol):
 
     def bind(self, folder: Path) -> None:
         """Know the run's folder, before the first number."""
+        return None  # not every sink keeps something there
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
