@@ -11,6 +11,7 @@ import pytest
 SHARED = pathlib.Path(os.environ.get("COLLIE_SHARED", pathlib.Path(__file__).parent.parent.parent / "shared"))
 SCRIPTS, GOLDENS = SHARED / "conformance", SHARED / "goldens"
 LAYOUTS = ("dp2", "dp2-zero1", "dp2-zero2", "dp2-zero3", "accumulate", "tp2", "tp2-dp2-zero1", "tp2-dp2-zero3")
+LAYOUTS += ("pp2", "pp2-dp2-zero1", "tp2-pp2")
 
 pytestmark = [
     pytest.mark.skipif(not SCRIPTS.is_dir(), reason=f"no conformance scripts at {SCRIPTS}: set COLLIE_SHARED"),
@@ -34,11 +35,12 @@ def test_parity_with_reference_numbers():
     assert code == 0
 
 
-def test_parity_of_two_tensor_parallel_ranks():
-    """Also with an odd vocabulary, and with fused and grouped heads."""
+@pytest.mark.parametrize("split", ["--tp", "--pp"])
+def test_parity_of_two_ranks_of_one_model(split):
+    """Logits and greedy tokens, also with an odd vocabulary, and with fused and grouped heads."""
     cases = ("moss_moon", "codegen", "llama2", "llama3")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    code, out, errors = run(*torchrun, SCRIPTS / "parity.py", "--tp", "2", *(GOLDENS / case for case in cases))
+    code, out, errors = run(*torchrun, SCRIPTS / "parity.py", split, "2", *(GOLDENS / case for case in cases))
     assert [line for line in out.splitlines() if ": " in line] == [f"{case}: equal" for case in cases], out + errors
     assert code == 0
 

@@ -205,6 +205,27 @@ def test_generation_draws_the_same_tokens_as_one_process(ranks, sampled):
         assert ours == expected
 
 
+def out_of_range(toy, tp):
+    """What ids and labels that are no tokens raise, and the logits after it."""
+    model, _ = make(toy, tp)
+    for wrong in (97, 98, -1):  # the first is where 2 ranks pad 97 tokens
+        ids = torch.where(IDS == 13, wrong, IDS)
+        calls = [(ids, None, True), (IDS, ids, True), (IDS, ids, False)]
+        for tokens, labels, return_logits in calls:
+            with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+                model(tokens, labels=labels, return_logits=return_logits)
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.mark.parametrize("toy", ["llama", "moss"])
+def test_ids_that_are_no_tokens_are_errors_on_every_rank(ranks, toy):
+    """As in one process, and before an exchange that others would wait in: they go on together."""
+    [logits] = ranks(1, out_of_range, toy, 1)
+    for ours in ranks(2, out_of_range, toy, 2):
+        assert_close(ours, logits, atol=1e-5, rtol=0)
+
+
 def save(case, tp, stage, folder):
     config = CollieConfig.from_pretrained(str(golden(case)))
     config.tp_size = tp

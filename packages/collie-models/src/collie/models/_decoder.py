@@ -62,7 +62,8 @@ class Decoder(nn.Module, Generates):
             attention_mask: [B, T], 1 for tokens and 0 for padding on either side; None for no padding.
             position_ids: [B, S] or [1, S]; by default counted from the cache's end, alike in every row.
             labels: [B, S] with -100 where there is no target; shifted here.
-            past_key_values: a cache of transformers with earlier tokens; it is extended in place.
+            past_key_values: a cache with earlier tokens, transformers' own or under pp_size > 1 one of `new_cache`; it
+                is extended in place.
             use_cache: make a cache where none is given.
             inputs_embeds: [B, S, E] in place of input_ids.
             return_logits: False with labels computes the loss in the head, and never holds [B, S, V].
@@ -73,7 +74,7 @@ class Decoder(nn.Module, Generates):
                 attentions and hidden states are not returned, and asking for them is refused.
 
         Raises:
-            ValueError: arguments contradict each other or have wrong shapes.
+            ValueError: arguments contradict each other or have wrong shapes, or the cache is none for this model.
         """
         _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
         cache = self._cache(past_key_values, use_cache)
@@ -180,11 +181,21 @@ class Decoder(nn.Module, Generates):
         return rows, self.stream.positions(length, split=cache is None), self.config.hidden_size
 
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
-        if given is None:
-            return self.new_cache() if use_cache else None
-        if not isinstance(given, Cache) or given.is_compileable:
-            raise ValueError(f"past_key_values of type {type(given).__name__} is not supported. Use a DynamicCache.")
-        return given
+        self.check_cache(given)
+        return self.new_cache() if given is None and use_cache else given
+
+    def check_cache(self, cache: Cache | None) -> None:
+        """Raise ValueError for a cache that the layers here cannot extend; every rank of a pipeline refuses alike."""
+        if cache is None:
+            return
+        kind = type(cache).__name__
+        if not isinstance(cache, Cache) or cache.is_compileable:
+            raise ValueError(f"past_key_values of type {kind} is not supported. Use a DynamicCache.")
+        if self.stages is not None and not isinstance(cache, StageCache):
+            raise ValueError(
+                f"past_key_values of type {kind} knows its length by the first layer, which other pipeline stages do "
+                f"not have (pp_size={self.collie_config.pp_size}). Use model.new_cache()."
+            )
 
     def new_cache(self) -> DynamicCache:
         """Return an empty cache for this rank's layers."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationMixin
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin
 from transformers.utils import ModelOutput
 
 from collie.config import CollieConfig
@@ -39,18 +39,36 @@ class Generates(GenerationMixin):
         """Return an empty cache for the layers that are here."""
         raise NotImplementedError
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def check_cache(self, cache: Cache | None) -> None:
+        """Raise ValueError for a cache that the layers here cannot extend."""
+        raise NotImplementedError
+
+    def generate(
+        self, inputs: Tensor | None = None, generation_config: GenerationConfig | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """transformers' generate. Under ZeRO-3 on several ranks all of them make as many forwards as the longest.
 
         The ranks of a replica are given the same prompts, and draw the same numbers: those of the first of them.
+
+        Raises:
+            ValueError: `past_key_values` is a cache that the model cannot extend; on every rank, before any exchange.
         """
+        self.check_cache(kwargs.get("past_key_values"))
         topology = active_topology()
         draw_alike(topology)
-        if self.collie_config.pp_size > 1 and kwargs.get("use_cache", True):
-            kwargs.setdefault("past_key_values", self.new_cache())
+        if self.collie_config.pp_size > 1 and kwargs.get("past_key_values") is None:
+            # transformers would make one of its own; where it is given embeddings it does whatever is said
+            embeds, keyword = kwargs.get("inputs_embeds"), kwargs.get("use_cache")
+            caches = embeds is not None or self._uses_cache(generation_config, keyword)
+            kwargs["past_key_values"] = self.new_cache() if caches else None
         if self.collie_config.zero_stage == 3 and topology.dp_size > 1:
             kwargs.setdefault("synced_gpus", True)
-        return super().generate(*args, **kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _uses_cache(self, given: GenerationConfig | None, keyword: bool | None) -> bool:
+        """Whether `generate` caches: what the keyword says, else the given config, else the model's, else it does."""
+        said = (keyword, given.use_cache if given is not None else None, self.generation_config.use_cache)
+        return next((use for use in said if use is not None), True)
 
     def prepare_inputs_for_generation(
         self,

@@ -103,5 +103,12 @@ def relayed(
         output.loss = relay.share(output.loss, (), torch.float32)
     if labels is None or return_logits:
         logits = (rows, min(keep, length) if keep else length, model.config.vocab_size)
-        output.logits = relay.share(output.logits, logits, model.dtype)
+        output.logits = relay.share(output.logits, logits, _logits_dtype(model.dtype, topology.device.type))
     return output
+
+
+def _logits_dtype(weights: torch.dtype, device_type: str) -> torch.dtype:
+    """The dtype of a head's product, which only the last stage computes: autocast leaves float64 alone."""
+    if weights is torch.float64 or not torch.is_autocast_enabled(device_type):
+        return weights
+    return torch.get_autocast_dtype(device_type)

@@ -28,17 +28,23 @@ class VocabularyPart:
 
     Args:
         start, stop: this rank's entries, without padding.
+        total: the number of entries on all ranks.
         group: the ranks that hold the others.
     """
 
-    def __init__(self, start: int, stop: int, group: Group) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int, stop: int, total: int, group: Group) -> None:
+        self.start, self.stop, self.total = start, stop, total
         self._group = group
 
     def local(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the ids as indices into this part, 0 for those of other ranks, and which are of other ranks."""
+        """Return the ids as indices into this part, 0 for those of other ranks, and which are of other ranks.
+
+        An id that no rank has becomes an index that no rank has: looking it up fails on all of them, as it does in one
+        process (on the GPU by an assertion on the device, so that nothing waits for the ids).
+        """
         elsewhere = (ids < self.start) | (ids >= self.stop)
-        return (ids - self.start).masked_fill(elsewhere, 0), elsewhere
+        nowhere = (ids < 0) | (ids >= self.total)
+        return (ids - self.start).masked_fill(elsewhere, 0).masked_fill(nowhere, self.total), elsewhere
 
     def score(self, logits_CL: Tensor, target_C1: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logarithm of the softmax's denominator over all ranks' logits, and the targets' logits.
@@ -109,12 +115,12 @@ def _cut_vocabulary(part: nn.Module, attribute: str, name: str, whole: Tensor, t
     held = even(whole.shape[0], topology.tp_size)
     parameter = part.get_parameter(attribute)
     mark(parameter, Cut(f"{name}.{attribute}", whole.shape, 0, held, parameter.shape[0]))
-    return _part_of(held, topology)
+    return _part_of(held, whole.shape[0], topology)
 
 
-def _part_of(held: tuple[Ranges, ...], topology: Topology) -> VocabularyPart:
+def _part_of(held: tuple[Ranges, ...], total: int, topology: Topology) -> VocabularyPart:
     start, stop = held[topology.tp_rank][0] if held[topology.tp_rank] else (0, 0)
-    return VocabularyPart(start, stop, topology.tp_group)
+    return VocabularyPart(start, stop, total, topology.tp_group)
 
 
 def resize_vocabulary(module: nn.Module, total: int, topology: Topology) -> None:
@@ -126,7 +132,7 @@ def resize_vocabulary(module: nn.Module, total: int, topology: Topology) -> None
     for attribute, old in list(module.named_parameters(recurse=False)):
         setattr(module, attribute, _resized(old, total, topology))
     if isinstance(module, VocabEmbedding | VocabHead):
-        module.resize(total, _part_of(even(total, topology.tp_size), topology))
+        module.resize(total, _part_of(even(total, topology.tp_size), total, topology))
     elif isinstance(module, nn.Embedding):
         module.num_embeddings = total
     else:
