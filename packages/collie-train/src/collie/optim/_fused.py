@@ -132,8 +132,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def grad_norm(self, loss: Tensor) -> float:
         """Backpropagate once to measure the norm of the whole gradient, for the `fused_backward` that follows.
 
-        Not finite where float16 overflows, which lowers the loss scale.
+        Not finite where float16 overflows, which lowers the loss scale. Raises RuntimeError as `fused_backward` does.
         """
+        self._refuse_tied_ends()
         squares: list[tuple[Shard, Tensor]] = []
 
         def measure(parameter: nn.Parameter, grad: Tensor) -> None:
@@ -152,8 +153,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             lr: learning rate of all parameters; None for that of their param groups, which schedulers set.
 
         Raises:
-            RuntimeError: `needs_norm`, and `grad_norm` was not called.
+            RuntimeError: `needs_norm`, and `grad_norm` was not called; or pipeline stages hold a tied weight's ends.
         """
+        self._refuse_tied_ends()
         if self.needs_norm and not self._measured:
             raise RuntimeError(
                 "clip_grad_norm and float16 need the gradient's norm first: "
@@ -191,7 +193,9 @@ class FusedOptimizer(torch.optim.Optimizer):
 
         It is this rank's own, not yet averaged over dp, and of a `scaled` loss.
         """
-        return self._kept.setdefault(parameter, torch.zeros_like(parameter))
+        if parameter not in self._kept:
+            self._kept[parameter] = torch.zeros_like(parameter)
+        return self._kept[parameter]
 
     @torch.no_grad()
     def apply_accumulated(self, lr: float | None = None) -> float | None:
@@ -263,6 +267,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _group_of_each(self) -> dict[nn.Parameter, dict[str, Any]]:
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
+
+    def _refuse_tied_ends(self) -> None:
+        """Refuse, on every stage alike, to use up the gradient of a tied weight before the other end's is added."""
+        tied = getattr(getattr(self.model, "config", None), "tie_word_embeddings", False)
+        if tied and self.topology.pp_size > 1:
+            raise RuntimeError(
+                f"tie_word_embeddings with pp_size={self.topology.pp_size}: a gradient of the tied weight is complete "
+                f"when those of the first and the last pipeline stage are summed, after the backward pass. "
+                f"Return the loss from train_fn: the Trainer backpropagates it, and updates after that."
+            )
 
     def _keep(self, parameter: nn.Parameter, grad: Tensor) -> None:
         """Add up what is this rank's own: of split parameters its slice of the dp average, else all, averaged later."""
