@@ -393,9 +393,7 @@ def test_an_optimizer_goes_on_in_another_engine(one_process):
     compare(run_ranks(2, lambda: train(pp=2, **arguments)), one_process(**arguments))
 
     def again():
-        with pytest.raises(
-            ConfigError, match=r"optimizer=SGD has none of the model's .*Make a new optimizer"
-        ):
+        with pytest.raises(ConfigError, match=r"optimizer=SGD has none of the model's .*Make a new optimizer"):
             train(pp=2, stage=1, **arguments)
 
     run_ranks(2, again)

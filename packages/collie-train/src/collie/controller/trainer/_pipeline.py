@@ -116,10 +116,14 @@ class PipelineStep:
 
     def _arranged(self, own: dict[str, Tensor], padded: dict[str, Tensor]) -> tuple[Rotation, Mask]:
         """Positions turn as without the padding: under dynamic scaling a micro-batch's length says how fast."""
-        rope, mask = self._model.arranged(**own)
+        rope, mask = self._shared(own)
         if padded is own:
             return rope, mask
-        return rope.padded(*padded["input_ids"].shape), self._model.arranged(**padded)[1]
+        rows, length = padded["input_ids"].shape
+        return rope.padded(rows, length), self._shared(padded)[1]
+
+    def _shared(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
+        return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
 
     def _run(
         self,

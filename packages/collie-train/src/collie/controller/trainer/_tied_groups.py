@@ -26,7 +26,7 @@ def group_alike(model: CollieModelForCausalLM, optimizer: torch.optim.Optimizer,
     """
     if not getattr(model.config, "tie_word_embeddings", False):
         return
-    weights = [part.weight if part is not None else None for part in (model.embed, model.head)]
+    weights = [part.get_parameter("weight") if part is not None else None for part in (model.embed, model.head)]
     mine = [_options(group) for group in optimizer.param_groups], [_place(optimizer, weight) for weight in weights]
     of_stages: list[Any] = [None] * topology.pp_size
     dist.all_gather_object(of_stages, mine, group=topology.pp_group)
@@ -42,7 +42,7 @@ def group_alike(model: CollieModelForCausalLM, optimizer: torch.optim.Optimizer,
                 f"Give the optimizer the same groups on every stage, those without parameters, too."
             )
     if model.head is not None and target != copy:
-        _move(optimizer, model.head.weight, copy, target)
+        _move(optimizer, model.head.get_parameter("weight"), copy, target)
 
 
 def _place(optimizer: torch.optim.Optimizer, weight: nn.Parameter | None) -> int | None:
