@@ -5,10 +5,11 @@ or partitioned. `Rope.at` gives the `Rotation` of one forward's positions, which
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from collie.interfaces import ConfigError
@@ -35,6 +36,17 @@ class Rotation:
         """Return the rotation by an angle for each of the R/2 pairs, with vectors lengthened by `amplitude`."""
         cos_B1SR, sin_B1SR = _both_sides(angles_BSP, interleaved, amplitude)
         return cls(cos_B1SR.unsqueeze(1), sin_B1SR.unsqueeze(1), interleaved)
+
+    def padded(self, rows: int, length: int) -> "Rotation":
+        """Return it for more rows and positions, added behind its own; by these nothing is turned.
+
+        Where one row stands for all, it goes on doing so.
+        """
+        own, behind = self.cos_B1SR.shape[0], length - self.cos_B1SR.shape[2]
+        widths = [0, 0, 0, behind, 0, 0, 0, rows - own if own > 1 else 0]
+        return replace(
+            self, cos_B1SR=F.pad(self.cos_B1SR, widths, value=1.0), sin_B1SR=F.pad(self.sin_B1SR, widths, value=0.0)
+        )
 
     def __call__(self, q_BNSH: Tensor, k_BKSH: Tensor) -> tuple[Tensor, Tensor]:
         return self._turn(q_BNSH), self._turn(k_BKSH)

@@ -16,7 +16,8 @@ from collie.interfaces import ConfigError, require
 from collie.parallel._deepspeed_config import deepspeed_config
 from collie.parallel._grid import Grid
 from collie.parallel._guard import UpdateGuard
-from collie.parallel._places import hold_places
+from collie.parallel._places import hold_places, release_places
+from collie.parallel._tied import sum_grads_of_ends
 from collie.parallel._topology import Topology, active_topology, setup_distribution
 
 _engines: WeakKeyDictionary[nn.Module, "Engine"] = WeakKeyDictionary()
@@ -69,6 +70,8 @@ class Engine:
         self.zero_stage: int = config.zero_stage
         self.settings = engine_settings(model, config, optimizer, trains)
         _refuse_unsound(optimizer, self.settings, topology)
+        if optimizer is not None:
+            _refuse_strangers(optimizer, model)
         deepspeed = deepspeed_module()
         grid = Grid(topology) if topology.model_group is not None else None
         deepspeed.utils.groups.mpu = grid  # DeepSpeed would go on with that of an earlier engine
@@ -113,11 +116,14 @@ class Engine:
     def step(self) -> bool:
         """Update after the last micro-batch of a step; return whether an update was made.
 
+        With pipeline stages each call is one step, after one or several backward passes.
+
         None is made where the gradient is not finite: fp16 looks for its loss scale so, and DeepSpeed leaves such
         updates out under ZeRO and in bf16. Without ZeRO in float32 it is the config's on_nan="skip" that does.
         """
         if self._places is not None:
             self._places.backward()
+        sum_grads_of_ends(self.module, self.topology)
         self._deepspeed.step()
         return bool(self._deepspeed.was_step_applied()) and not (self._guard is not None and self._guard.left_out)
 
@@ -152,6 +158,8 @@ class Engine:
         """Take DeepSpeed's hooks off the model; the parameters stay as they are."""
         if self._guard is not None:
             self._guard.remove()
+        if self._places is not None and self.optimizer is not None:
+            release_places(self._places, self.optimizer)
         self._deepspeed.destroy()
 
 
@@ -265,6 +273,22 @@ def _refuse_unsound(optimizer: torch.optim.Optimizer | None, settings: dict[str,
         raise ConfigError(
             f"optimizer={name} {reason}, and {pieces[0]} gives it pieces. "
             f"Use ZeRO stage 0 with tp_size=1 and pp_size=1, or an elementwise optimizer such as AdamW or Lion."
+        )
+
+
+def _refuse_strangers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Refuse an optimizer that has only other parameters than the model's: it would train nothing.
+
+    DeepSpeed leaves one so under ZeRO and in half precision: with flat copies of its own, of which the next engine
+    knows nothing.
+    """
+    own = set(model.parameters())
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if held and not any(parameter in own for parameter in held):
+        raise ConfigError(
+            f"optimizer={type(optimizer).__name__} has none of the model's parameters. An engine that had it before, "
+            f"under ZeRO or in bf16 or fp16, put its own flat copies in their place; or they are another model's. "
+            f"Make a new optimizer over model.parameters()."
         )
 
 

@@ -47,3 +47,12 @@ def hold_places(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Pl
     for group, place in zip(idle, places.places, strict=True):
         group["params"].append(place)
     return places
+
+
+def release_places(places: Places, optimizer: torch.optim.Optimizer) -> None:
+    """Take the places out of the optimizer's groups again, where DeepSpeed has left them there."""
+    held = set(places.places)
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in held]
+    for place in held:
+        optimizer.state.pop(place, None)

@@ -7,6 +7,7 @@ two ranks before each update, and so they stay equal.
 from collections.abc import Iterable
 from typing import Protocol, cast
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -44,6 +45,23 @@ def counts_here(parameter: nn.Parameter, topology: Topology) -> bool:
 def mark_counted(parameter: nn.Parameter, topology: Topology) -> None:
     """Let DeepSpeed know whether this rank counts the parameter."""
     cast(_Counted, parameter).tensor_model_parallel = counts_here(parameter, topology)
+
+
+class HasEnds(Protocol):
+    """A model of which the first and the last pipeline stage may hold one weight each that are tied."""
+
+    def weights_of_both_ends(self) -> list[nn.Parameter]:
+        """Return the tied weight where this stage holds it and trains it."""
+        ...
+
+
+def sum_grads_of_ends(model: nn.Module, topology: Topology) -> None:
+    """Give both copies of a tied weight the gradient of the whole: what each stage's own adds up to."""
+    if topology.pp_size == 1 or not hasattr(model, "weights_of_both_ends"):
+        return
+    for weight in cast(HasEnds, model).weights_of_both_ends():
+        weight.grad = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+        sum_over_ends([weight.grad], topology)
 
 
 def sum_over_ends(grads: Iterable[Tensor], topology: Topology) -> None:

@@ -131,8 +131,9 @@ class FusedOptimizer(torch.optim.Optimizer):
     def grad_norm(self, loss: Tensor) -> float:
         """Backpropagate once to measure the norm of the whole gradient, for the `fused_backward` that follows.
 
-        Not finite where float16 overflows, which lowers the loss scale.
+        Not finite where float16 overflows, which lowers the loss scale. Raises RuntimeError as `fused_backward` does.
         """
+        self._refuse_tied_ends()
         squares: list[tuple[Shard, Tensor]] = []
 
         def measure(parameter: nn.Parameter, grad: Tensor) -> None:
@@ -151,8 +152,9 @@ class FusedOptimizer(torch.optim.Optimizer):
             lr: learning rate of all parameters; None for that of their param groups, which schedulers set.
 
         Raises:
-            RuntimeError: `needs_norm`, and `grad_norm` was not called.
+            RuntimeError: `needs_norm`, and `grad_norm` was not called; or pipeline stages hold a tied weight's ends.
         """
+        self._refuse_tied_ends()
         if self.needs_norm and not self._measured:
             raise RuntimeError(
                 "clip_grad_norm and float16 need the gradient's norm first: "
@@ -262,6 +264,16 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _group_of_each(self) -> dict[nn.Parameter, dict[str, Any]]:
         return {parameter: group for group in self.param_groups for parameter in group["params"]}
+
+    def _refuse_tied_ends(self) -> None:
+        """Refuse, on every stage alike, to use up the gradient of a tied weight before the other end's is added."""
+        tied = getattr(getattr(self.model, "config", None), "tie_word_embeddings", False)
+        if tied and self.topology.pp_size > 1:
+            raise RuntimeError(
+                f"tie_word_embeddings with pp_size={self.topology.pp_size}: a gradient of the tied weight is complete "
+                f"when those of the first and the last pipeline stage are summed, after the backward pass. "
+                f"Return the loss from train_fn: the Trainer backpropagates it, and updates after that."
+            )
 
     def _measure(self, squares: Iterable[tuple[Shard, Tensor]]) -> float:
         """Return the norm of the unscaled gradient, and settle what becomes of it in this step."""

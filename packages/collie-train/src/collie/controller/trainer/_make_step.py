@@ -8,6 +8,7 @@ from collie.controller.trainer._frozen import check_trainable
 from collie.controller.trainer._objective import Objective, UserStep
 from collie.controller.trainer._pipeline import EngineUpdate, FusedUpdate, PipelineStep, RelayStep, Update
 from collie.controller.trainer._steps import FusedStep, PlainStep, Step
+from collie.controller.trainer._tied_groups import group_alike
 from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
 from collie.optim import FusedOptimizer
@@ -39,6 +40,8 @@ def make_step(
         )
     if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
         check_trainable(model, topology)
+        if optimizer is not None:
+            group_alike(model, optimizer, topology)
     engine = engine_for(model, config, optimizer, trains=True) if fused is None else None
     if topology.pp_size > 1 and isinstance(model, CollieModelForCausalLM):
         return _pipelined(model, engine, fused, objective, topology)
@@ -96,7 +99,7 @@ def _pipelined(
         update = FusedUpdate(fused, model, topology)
     else:
         assert engine is not None
-        update = EngineUpdate(engine, model, topology)
+        update = EngineUpdate(engine)
     around = engine if engine is not None else model
     if isinstance(objective, UserStep):
         return RelayStep(around, update, objective, topology)

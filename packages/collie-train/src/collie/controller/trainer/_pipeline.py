@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collie.config import CollieConfig
+from collie.controller.trainer._joined import joined, of_all_rows
 from collie.controller.trainer._objective import Objective
 from collie.controller.trainer._steps import Shares, StepResult
 from collie.data import DEFAULT_PADDING, MicroBatch
@@ -19,6 +20,8 @@ from collie.models import CollieModelForCausalLM
 from collie.module import Mask, Rotation, model_inputs
 from collie.optim import FusedOptimizer
 from collie.parallel import Engine, Pipeline, Topology, draw_alike, draws_of_stage, sum_over_ends
+
+_READ = ("input_ids", "attention_mask", "position_ids")  # what a model on stages takes of a batch
 
 
 class Update(Protocol):
@@ -40,8 +43,8 @@ class Update(Protocol):
 class EngineUpdate:
     """DeepSpeed averages the gradients over the dp ranks and steps."""
 
-    def __init__(self, engine: Engine, model: CollieModelForCausalLM, topology: Topology) -> None:
-        self._engine, self._model, self._topology = engine, model, topology
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     def gradients(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -50,9 +53,6 @@ class EngineUpdate:
         return loss
 
     def __call__(self) -> tuple[float | None, bool]:
-        for weight in self._model.weights_of_both_ends():
-            weight.grad = weight.grad if weight.grad is not None else torch.zeros_like(weight)
-            sum_over_ends([weight.grad], self._topology)
         applied = self._engine.step()
         return self._engine.grad_norm(), applied
 
@@ -97,9 +97,11 @@ class PipelineStep:
     def __call__(self, micro_batches: list[MicroBatch], total: int) -> StepResult:
         fillers = self._pipeline.micro_batches_for(len(micro_batches)) - len(micro_batches)
         micro_batches = micro_batches + [MicroBatch(micro_batches[0].batch, 0)] * fillers
-        inputs = _alike([self._inputs(micro_batch) for micro_batch in micro_batches])
+        own = [self._inputs(micro_batch) for micro_batch in micro_batches]
+        inputs = _alike(own)
+        arranged = list(map(self._arranged, own, inputs))
         shares = Shares(self._topology)
-        run = partial(self._run, micro_batches, inputs, [self._arranged(one) for one in inputs], total, shares)
+        run = partial(self._run, micro_batches, inputs, arranged, total, shares)
         with self._update.gradients():
             rows, length = inputs[0]["input_ids"].shape
             self._pipeline.step(len(inputs), rows, length, run)
@@ -110,9 +112,17 @@ class PipelineStep:
         inputs = model_inputs(self._model, micro_batch.batch)
         if "input_ids" not in inputs or "inputs_embeds" in inputs:
             raise DataError("the stages of a pipeline begin at input_ids, and a batch has none: give no inputs_embeds.")
-        return _of_all_rows(inputs)
+        return {key: value for key, value in of_all_rows(inputs).items() if key in _READ}
 
-    def _arranged(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
+    def _arranged(self, own: dict[str, Tensor], padded: dict[str, Tensor]) -> tuple[Rotation, Mask]:
+        """Positions turn as without the padding: under dynamic scaling a micro-batch's length says how fast."""
+        rope, mask = self._shared(own)
+        if padded is own:
+            return rope, mask
+        rows, length = padded["input_ids"].shape
+        return rope.padded(rows, length), self._shared(padded)[1]
+
+    def _shared(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
         return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
 
     def _run(
@@ -160,7 +170,7 @@ class RelayStep:
         norm, applied = None, True
         draw_alike(self._topology)
         with self._update.gradients():
-            share = self.objective(self.engine, _joined(micro_batches), total)
+            share = self.objective(self.engine, joined(micro_batches), total)
             shares.add(share)
             if isinstance(share, Tensor):
                 self._update.scaled(share * self._topology.dp_size).backward()
@@ -184,14 +194,6 @@ def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Call
     return finish
 
 
-def _of_all_rows(batch: dict[str, Any]) -> dict[str, Any]:
-    """Give each row its own position_ids where one stands for all of them."""
-    positions = batch.get("position_ids")
-    if isinstance(positions, Tensor) and positions.dim() > 1 and len(positions) == 1:
-        return {**batch, "position_ids": positions.expand(len(batch["input_ids"]), *positions.shape[1:])}
-    return batch
-
-
 def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Pad each micro-batch's inputs, [B, S] or [B, …, S], to the largest B and the largest S among them."""
     shapes = {tuple(one["input_ids"].shape) for one in inputs}
@@ -200,23 +202,6 @@ def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     rows, length = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     masked = [{"attention_mask": torch.ones_like(one["input_ids"]), **one} for one in inputs]
     return [{key: _padded(value, rows, length, key) for key, value in one.items()} for one in masked]
-
-
-def _joined(micro_batches: list[MicroBatch]) -> MicroBatch:
-    """Put the rows of several micro-batches into one; fillers, which repeat rows, are left out unless all are such."""
-    counted = [micro_batch for micro_batch in micro_batches if micro_batch.rows] or micro_batches[:1]
-    batches = [_of_all_rows(micro_batch.batch) for micro_batch in counted]
-    length = max(batch["input_ids"].shape[1] for batch in batches)
-    joined: dict[str, Any] = {}
-    for key, first in batches[0].items():
-        values = [batch[key] for batch in batches]
-        if not isinstance(first, Tensor):
-            joined[key] = [item for value in values for item in value] if isinstance(first, list | tuple) else first
-        elif first.dim() < 2:
-            joined[key] = torch.cat(values)
-        else:
-            joined[key] = torch.cat([_padded(value, len(value), length, key) for value in values])
-    return MicroBatch(joined, sum(micro_batch.rows for micro_batch in counted))
 
 
 def _padded(value: Tensor, rows: int, length: int, key: str) -> Tensor:

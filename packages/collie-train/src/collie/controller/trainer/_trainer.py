@@ -60,7 +60,10 @@ class Trainer:
             pipeline stages once a step with all its rows, and returns the mean loss of its rows, a tensor for the
             Trainer to backpropagate, or a float where it ran backward and the optimizer itself. With
             Lomo(clip_grad_norm=…) under ZeRO-3 a returned tensor is needed twice, and the function is called twice.
-            With pipeline stages every rank of a replica calls it, and torch draws the same numbers for it on each.
+            With pipeline stages every rank of a replica calls it, and torch draws the same numbers for it on each;
+            where gradient_accumulation_steps is above 1, the micro-batches' tensors [B, …] and lists of B items are
+            put together row by row, those as long as input_ids padded at dimension 1 (labels by -100, others by 0),
+            and what else differs between micro-batches is refused.
         eval_fn: with `eval_dataset`: eval_fn(evaluator, batch) -> dict for the metrics.
         optimizer: a torch optimizer over the model's parameters, frozen ones too (with pipeline stages a rank may
             have no others), or a fused one (Lomo). None: ds_config's `optimizer`, or no training.
