@@ -56,7 +56,7 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.utils.padder": ("ColliePadder",),
     "collie.callbacks": ("Callback", "CallbackManager"),
     "collie.controller.trainer": ("Trainer",),
-    "collie.optim": ("Lomo",),
+    "collie.optim": ("AdaLomo", "Adan", "Lion", "Lomo", "SophiaG"),
     "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
     "collie.metrics": ("BaseMetric", "DecodeMetric", "PPLMetric"),
 }

@@ -60,7 +60,7 @@ class Adan(torch.optim.Optimizer):
         self.state.clear()
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one update; return what `closure` returns, if given."""
         loss = loss_of(closure)
         clip = self._clip_coefficient()

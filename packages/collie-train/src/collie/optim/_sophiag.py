@@ -85,7 +85,7 @@ class SophiaG(torch.optim.Optimizer):
                 self._state(parameter)["hessian"].mul_(beta).addcmul_(grad, grad, value=1 - beta)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, bs: int = 5120) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, bs: int = 5120) -> Any:
         """Make one update; return what `closure` returns, if given.
 
         Args:
