@@ -36,6 +36,7 @@ from collie.parallel import active_topology, is_partitioned, setup_distribution
 
 WARM_UP = 2
 CLIP = 1.0
+BUCKET = 2**20  # elements; DeepSpeed's own 5e8 would be most of a small model's memory
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "Lomo": lambda model, clip: Lomo(model, lr=1e-3, clip_grad_norm=clip),
     "Lomo, stochastic rounding": lambda model, clip: Lomo(
@@ -54,7 +55,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {  # ranks, and fields of the c
     "clip": (1, {}),
     "accumulation": (1, {"gradient_accumulation_steps": 2}),
     "pp 2": (2, {"pp_size": 2, "gradient_accumulation_steps": 4}),
-    "ZeRO-3, 2 ranks": (2, {"ds_config": {"zero_optimization": {"stage": 3}}}),
+    "ZeRO-3, 2 ranks": (2, {"ds_config": {"zero_optimization": {"stage": 3, "reduce_bucket_size": BUCKET}}}),
 }
 
 
@@ -157,24 +158,15 @@ def measure(arguments: argparse.Namespace, layout: str, name: str) -> dict[str, 
     }
 
 
-def measure_all(arguments: argparse.Namespace, layout: str) -> None:
-    """Measure every optimizer in one layout, on the ranks of a torchrun; rank 0 prints a JSON line for each."""
-    gc.freeze()  # what the imports made is not looked at in search of tensors
-    for name in OPTIMIZERS:
-        figures = measure(arguments, layout, name)
-        gc.collect()
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(json.dumps({"layout": layout, "optimizer": name, **figures}), flush=True)
-
-
-def run(layout: str) -> dict[str, dict[str, Any]]:
-    """Start the ranks of a layout; return the figures by optimizer."""
+def run(layout: str, optimizer: str) -> dict[str, Any]:
+    """Train with one optimizer in one layout, in processes of their own: DeepSpeed keeps an engine's buffers."""
     ranks, _ = LAYOUTS[layout]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    command += [__file__, *sys.argv[1:], "--layout", layout]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher, __file__, *sys.argv[1:], "--cell", layout, optimizer]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["optimizer"]: line for line in lines}
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    figures: dict[str, Any] = json.loads(line)
+    return figures
 
 
 def cell(figures: dict[str, Any], unit: float) -> str:
@@ -188,18 +180,21 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name, default in (("hidden", 512), ("layers", 4), ("rows", 4), ("length", 64), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--layout", choices=LAYOUTS, help=argparse.SUPPRESS)
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.layout:
-        measure_all(arguments, arguments.layout)
+    if arguments.cell:
+        gc.freeze()  # what the imports made is not looked at in search of tensors
+        figures = measure(arguments, *arguments.cell)
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(json.dumps(figures), flush=True)
         return
     gpus = torch.cuda.device_count()
     layouts = [name for name, (ranks, _) in LAYOUTS.items() if arguments.device != "cuda" or ranks <= gpus]
-    results = {layout: run(layout) for layout in layouts}
-    unit = results["plain"]["Lomo"]["seconds"]
+    results = {name: {layout: run(layout, name) for layout in layouts} for name in OPTIMIZERS}
+    unit = results["Lomo"]["plain"]["seconds"]
     print(f"| optimizer | {' | '.join(layouts)} |\n|---|{'---|' * len(layouts)}")
-    for name in OPTIMIZERS:
-        print(f"| {name} | {' | '.join(cell(results[layout][name], unit) for layout in layouts)} |")
+    for name, cells in results.items():
+        print(f"| {name} | {' | '.join(cell(cells[layout], unit) for layout in layouts)} |")
 
 
 if __name__ == "__main__":
