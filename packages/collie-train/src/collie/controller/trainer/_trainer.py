@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
+from collie.controller.trainer._cost import cost_of
 from collie.controller.trainer._evaluation import dataset_evaluator
 from collie.controller.trainer._make_step import make_step
 from collie.controller.trainer._objective import Objective, RowMean, TokenMean, UserStep
@@ -20,7 +21,7 @@ from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.controller.trainer._steps import Step, StepResult
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import CollieDataLoader, ColliePadder, MicroBatch, check_rows
-from collie.events import Bye, Checkpoint
+from collie.events import Bye, Checkpoint, Log
 from collie.events import Step as StepEvent
 from collie.interfaces import ConfigError, DataError, SupportsEval
 from collie.models import CollieModelForCausalLM
@@ -157,6 +158,9 @@ class Trainer:
         self.total_steps = self.global_batch_idx + 1 + self.steps_per_epoch * self.config.train_epochs
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
+            if self.optimizer is not None:
+                cost = cost_of(self.optimizer, self.model, self.config)
+                self._recorder.write(Log(level="info", message=cost), step=None)
             self.callbacks.on_train_begin(self)
             stopped = False
             for epoch in range(first, last):
