@@ -7,8 +7,8 @@ micro-batches, on two pipeline stages, on two ranks under ZeRO-3; a global batch
 Prints a Markdown table with two numbers a cell. Bytes a parameter: what lies in the memory of the fullest rank at its
 fullest moment, activations of the few tokens included, divided by the whole model's parameters; on CUDA the
 allocator's peak, on a CPU all live tensors, looked for whenever a gradient is complete and after the step. Relative
-time: the median step's, divided by that of plain LOMO in the same run. A layout for which there are not enough GPUs is
-left out.
+time: the median step's, divided by that of the first optimizer, plain, in the same run. A layout for which there are
+not enough GPUs is left out.
 """
 
 import argparse
@@ -165,6 +165,7 @@ def run(layout: str, optimizer: str) -> dict[str, Any]:
     command = [sys.executable, *launcher, __file__, *sys.argv[1:], "--cell", layout, optimizer]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    print(optimizer, layout, line, file=sys.stderr, flush=True)
     figures: dict[str, Any] = json.loads(line)
     return figures
 
@@ -180,6 +181,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     for name, default in (("hidden", 512), ("layers", 4), ("rows", 4), ("length", 64), ("steps", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--only", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS), help="optimizers, Lomo first"
+    )
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.cell:
@@ -190,8 +194,8 @@ def main() -> None:
         return
     gpus = torch.cuda.device_count()
     layouts = [name for name, (ranks, _) in LAYOUTS.items() if arguments.device != "cuda" or ranks <= gpus]
-    results = {name: {layout: run(layout, name) for layout in layouts} for name in OPTIMIZERS}
-    unit = results["Lomo"]["plain"]["seconds"]
+    results = {name: {layout: run(layout, name) for layout in layouts} for name in arguments.only}
+    unit = results[arguments.only[0]]["plain"]["seconds"]
     print(f"| optimizer | {' | '.join(layouts)} |\n|---|{'---|' * len(layouts)}")
     for name, cells in results.items():
         print(f"| {name} | {' | '.join(cell(cells[layout], unit) for layout in layouts)} |")
