@@ -102,3 +102,30 @@ def test_every_layout_equals_one_process(one_process, ranks, tp, stage, argument
                 assert torch.equal(state[key], results[0][2][name][0][key])
             if "exp_avg_sq" in state:
                 assert state["exp_avg_sq"].shape == shape
+
+
+@pytest.mark.parametrize("rounding", [False, True])
+def test_bfloat16_weights_train_as_float32_do_and_replicas_stay_equal(rounding):
+    """Losses to a bfloat16's precision; under plain data parallelism both ranks hold the same bits."""
+
+    def run(stage, dtype):
+        config = make_config(stage)
+        config.model_config = toy_config(LlamaConfig, initializer_range=0.4)
+        topology = setup_distribution(config)
+        model = make_model(config, dtype)
+        model.train()
+        optimizer = AdaLomo(model, lr=LR / 5, stochastic_rounding=rounding and dtype is torch.bfloat16)
+        mine, losses = IDS.chunk(topology.dp_size)[topology.dp_rank], []
+        for _ in range(STEPS):
+            loss = model(mine, labels=mine, return_logits=False, num_items_in_batch=32).loss
+            losses.append(loss.item())
+            optimizer.fused_backward(loss * topology.dp_size)
+        assert all(v.dtype is torch.float32 for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v))
+        return losses, [shard_of(p, topology).data.clone() for p in model.parameters()]
+
+    [(expected, _)] = run_ranks(1, run, 0, torch.float32)
+    for stage in (0, 3):
+        (first, weights), (second, others) = run_ranks(2, run, stage, torch.bfloat16)
+        assert [sum(pair) for pair in zip(first, second, strict=True)] == pytest.approx(expected, rel=2e-2)
+        assert stage == 3 or all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
+    assert expected[-1] < 0.9 * expected[0]

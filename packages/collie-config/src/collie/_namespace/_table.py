@@ -61,7 +61,7 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.utils.peft_utils": ("load_peft",),
     "collie.callbacks": ("Callback", "CallbackManager", "CheckpointCallback", "LoadBestModelCallback"),
     "collie.controller.trainer": ("Trainer",),
-    "collie.optim": ("Lomo",),
+    "collie.optim": ("AdaLomo", "Adan", "Lion", "Lomo", "SophiaG"),
     "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
     "collie.controller.server": ("Server",),
     "collie.utils.data_provider": ("BaseProvider", "GradioProvider"),

@@ -140,7 +140,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             shard = shard_of(parameter, self.topology)
             squares.append((shard, squared(shard.reduce(grad))))
 
-        with self._hooks.hand_to(measure, loss, self.topology):
+        with self._hooks.hand_to(measure, loss):
             self.scaled(loss).backward(retain_graph=not self.needs_second_forward)
         return self._measure(squares)
 
@@ -169,14 +169,14 @@ class FusedOptimizer(torch.optim.Optimizer):
             shard = shard_of(parameter, self.topology)
             self._apply(shard, shard.reduce(grad), groups[parameter], lr)
 
-        with self._hooks.hand_to(apply, loss, self.topology):
+        with self._hooks.hand_to(apply, loss):
             self.scaled(loss).backward()
         self._finish()
         return True
 
     def accumulate(self, loss: Tensor) -> None:
         """Backpropagate one of several micro-batches, adding its gradients to those that are kept."""
-        with self._hooks.hand_to(self._kept.add, loss if self.needs_second_forward else None, self.topology):
+        with self._hooks.hand_to(self._kept.add, loss if self.needs_second_forward else None):
             self.scaled(loss).backward()
         release_parameters(self.model)
 

@@ -30,23 +30,20 @@ class GradientHooks:
         self._hooks = [p.register_post_accumulate_grad_hook(self._receive) for p in self._parameters]
 
     @contextmanager
-    def hand_to(
-        self, on_gradient: OnGradient, loss: Tensor | None = None, topology: Topology | None = None
-    ) -> Iterator[None]:
+    def hand_to(self, on_gradient: OnGradient, loss: Tensor | None = None) -> Iterator[None]:
         """Hand the gradients of the backward passes within it to `on_gradient`.
 
         Args:
             on_gradient: called with a parameter and its whole gradient on this rank.
             loss: what is backpropagated, where `on_gradient` speaks to the other dp ranks. All of these then get the
                 same parameters in the same order: with zeros for those that only other ranks' losses depend on.
-            topology: the ranks that take part, with `loss`.
 
         Raises:
             RuntimeError: the ranks' losses depend on different parameters that ZeRO-3 has split. On all ranks.
         """
-        if loss is not None and topology is not None:
-            self._uneven = reached_unevenly(loss, self._parameters, topology)
-            self._refuse_uneven_shards()
+        agreement = None
+        if loss is not None and active_topology().dp_group is not None:
+            agreement = loss.register_hook(self._agree)
         self._on_gradient = on_gradient
         try:
             yield
@@ -54,6 +51,8 @@ class GradientHooks:
         finally:
             self._on_gradient = None
             self._uneven, self._waiting = set(), {}
+            if agreement is not None:
+                agreement.remove()
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -70,6 +69,11 @@ class GradientHooks:
             self._waiting[parameter] = grad
         else:
             self._on_gradient(parameter, grad)
+
+    def _agree(self, _: Tensor) -> None:
+        """Find, when a backward pass begins, what it will not reach on every rank."""
+        self._uneven = reached_unevenly(self._parameters, active_topology())
+        self._refuse_uneven_shards()
 
     def _refuse_uneven_shards(self) -> None:
         """DeepSpeed gathers a module's weights where a backward pass comes to it, and waits for ranks that do not."""

@@ -14,6 +14,7 @@ from collie.adapters import load_peft, save_peft
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
+from collie.controller.trainer._cost import cost_of
 from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
@@ -32,7 +33,7 @@ from collie.controller.trainer._requests import Requests, agree
 from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import ColliePadder, MicroBatch
-from collie.events import Alert, Bye, Checkpoint
+from collie.events import Alert, Bye, Checkpoint, Log
 from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval, SupportsServer
 from collie.module import GPTLMLoss, to_device
 from collie.parallel import set_seed, setup_distribution
@@ -217,6 +218,9 @@ class Trainer:
         self.total_steps = place.finished + max(0, steps_to_come)
         shown = self.topology.rank == 0
         with self._recorder.training(self._steps), TrainingProgress(self.total_steps, shown) as progress:
+            if self.optimizer is not None:
+                cost = cost_of(self.optimizer, self.model, self.config)
+                self._recorder.write(Log(level="info", message=cost), step=None)
             try:
                 self._train_until(last, progress)
             except BaseException:
