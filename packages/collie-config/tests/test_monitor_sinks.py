@@ -12,7 +12,7 @@ import pytest
 from collie.config import CollieConfig
 from collie.events import NullWriter
 from collie.interfaces import ConfigError, MissingExtraError, RunContext
-from collie.utils.monitor import LossMonitor, Outlet, StepTimeMonitor, get_monitor
+from collie.utils.monitor import LossMonitor, MultiMonitors, Outlet, StepTimeMonitor, get_monitor
 
 
 def config(tmp_path, **sinks) -> CollieConfig:
@@ -232,3 +232,11 @@ def test_another_run_is_another_wandb_run(tmp_path, monkeypatch):
         monitor.monitor.close()
     assert [options["resume"] for options in begun] == ["allow"] * 3
     assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
+    resumed = MultiMonitors([LossMonitor(config(tmp_path, wandb={"enabled": True}))])
+    (tmp_path / "three").mkdir()
+    resumed.bind(RunContext(NullWriter(), rank=0, world_size=1, step=lambda: -1, folder=str(tmp_path / "three")))
+    assert resumed.state_dict() == {}
+    resumed.load_state_dict({"wandb": begun[0]["id"]})  # from a checkpoint that another run has written
+    step(resumed, 0, 1.0)
+    resumed.monitors[0].monitor.close()
+    assert begun[-1]["id"] == begun[0]["id"] and resumed.state_dict() == {"wandb": begun[0]["id"]}

@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,15 @@ class Outlet:
         """Tell the sinks the run's folder."""
         for sink in self._sinks:
             sink.bind(Path(folder))
+
+    def state_dict(self) -> dict[str, str]:
+        """What a resumed run needs to go on with what the sinks have begun."""
+        return {key: value for sink in self._sinks for key, value in sink.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Let the sinks go on with it; before the first number, or it changes nothing."""
+        for sink in self._sinks:
+            sink.load_state_dict(state)
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Queue one number of the global step `step`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TextIO
@@ -17,6 +19,13 @@ class Sink(Protocol):
 
     def bind(self, folder: Path) -> None:
         """Know the run's folder, before the first number."""
+
+    def state_dict(self) -> dict[str, str]:
+        """What a resumed run needs to go on with what this one has begun; by names that no other sink has."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with it, unless this run has begun something of its own."""
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
@@ -75,8 +84,15 @@ class TensorboardSink(Sink):
             self._writer.close()
 
 
+_NOTE = "wandb.json"
+
+
 class WandbSink(Sink):
-    """Scalars of one wandb run, which goes on where a run with the same folder goes on: its id is kept in there."""
+    """Scalars of one wandb run.
+
+    It goes on where the run goes on: its id is kept in the run's folder, and in the checkpoints that another run, with
+    a folder of its own, may resume from.
+    """
 
     def __init__(self, options: dict[str, Any], job_name: str) -> None:
         self._wandb = _wandb()
@@ -84,12 +100,23 @@ class WandbSink(Sink):
         self._options = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs)}
         self._options["name"] = job_name
         self._folder: Path | None = None
+        self._id: str | None = None
         self._run: Any = None
         self._last = 0
 
     def bind(self, folder: Path) -> None:
         """Keep the id, and what wandb itself writes, in this folder."""
         self._folder = folder
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or one that was cut off
+            self._id = json.loads((folder / _NOTE).read_text())["id"]
+
+    def state_dict(self) -> dict[str, str]:
+        """The run's id, if there is one yet."""
+        return {"wandb": self._id} if self._id is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with the run of this id, unless there is one in this run's folder."""
+        self._id = self._id or state.get("wandb")
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Log one scalar. wandb refuses steps that go back, so a number that comes late joins the latest step."""
@@ -106,11 +133,9 @@ class WandbSink(Sink):
     def _begun(self) -> Any:
         if self._folder is None:
             return self._wandb.init(**self._options)
-        note = self._folder / "wandb.json"
-        if not note.exists():
-            note.write_text(json.dumps({"id": secrets.token_hex(4)}))
-        run_id = json.loads(note.read_text())["id"]
-        return self._wandb.init(**self._options, id=run_id, resume="allow", dir=str(self._folder))
+        self._id = self._id or secrets.token_hex(4)
+        (self._folder / _NOTE).write_text(json.dumps({"id": self._id}))
+        return self._wandb.init(**self._options, id=self._id, resume="allow", dir=str(self._folder))
 
 
 def make_sinks(monitor_config: dict[str, Any]) -> list[Sink]:
