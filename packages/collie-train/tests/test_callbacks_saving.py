@@ -183,6 +183,29 @@ def test_a_resumed_count_goes_on(tmp_path):
     assert state["regular"] == ["epoch_2"] and state["best"] == {"epoch_1-batch_5-judge_score_2": 2.0}
 
 
+def test_a_state_with_one_too_many_keeps_the_best(tmp_path):
+    """A checkpoint is written before what it replaces is deleted, so that its state has both: 2 is not among the best."""
+    saved = []
+
+    class Noting(Trainer):
+        def save_model(self, path, **arguments):
+            saved.append(os.path.basename(path))
+            super().save_model(path, **arguments)
+
+    def run():
+        best = CheckpointCallback(tmp_path, monitor="score", topk=1)
+        names_of = {"epoch_0-batch_5-judge_score_1": 1.0, "epoch_1-batch_5-judge_score_3": 3.0}
+        best.on_load_checkpoint(None, {"folder": str(tmp_path), "regular": [], "best": names_of})
+        for name in names_of:
+            (tmp_path / name).mkdir()
+        trained(best, 2.0, 4.0, kind=Noting)
+        return best.on_save_checkpoint(None)["best"], saved
+
+    name = "epoch_1-batch_5-judge_score_4"
+    assert run_ranks(1, run) == [({name: 4.0}, [name])]
+    assert names(tmp_path) == [name, "runs"]
+
+
 def test_what_monitors_have_begun_goes_into_checkpoints():
     """A run of wandb, by its id, beside the states of the callbacks."""
 
