@@ -184,7 +184,7 @@ def test_a_resumed_count_goes_on(tmp_path):
 
 
 def test_a_state_with_one_too_many_keeps_the_best(tmp_path):
-    """A checkpoint is written before what it replaces is deleted, so that its state has both: 2 is not among the best."""
+    """A checkpoint is written before what it replaces is deleted, so its state has both; 2 is not among the best."""
     saved = []
 
     class Noting(Trainer):
