@@ -13,6 +13,7 @@ from collie.config import CollieConfig
 from collie.events import NullWriter
 from collie.interfaces import ConfigError, MissingExtraError, RunContext
 from collie.utils.monitor import LossMonitor, MultiMonitors, Outlet, StepTimeMonitor, get_monitor
+from collie.utils.monitor._sinks import Sink
 
 
 def config(tmp_path, **sinks) -> CollieConfig:
@@ -100,7 +101,7 @@ def test_a_disk_that_refuses_costs_the_numbers_and_nothing_else(tmp_path, caplog
     assert len([record for record in caplog.records if record.name == "collie.monitor"]) == 1
 
 
-class Slow:
+class Slow(Sink):
     """A sink that takes nothing until it is opened."""
 
     def __init__(self):

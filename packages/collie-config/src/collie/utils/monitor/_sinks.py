@@ -30,6 +30,9 @@ class Sink(Protocol):
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
 
+    def flush(self) -> None:
+        """Hand what was taken to the system: some times a second, after several numbers."""
+
     def close(self) -> None:
         """Finish what is open."""
 
@@ -45,7 +48,7 @@ class CsvSink(Sink):
         self._files: dict[str, TextIO] = {}
 
     def write(self, name: str, value: float, step: int | None) -> None:
-        """Append one row and hand it to the system."""
+        """Append one row."""
         file = self._files.get(name)
         if file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,11 @@ class CsvSink(Sink):
             if file.tell() == 0:
                 csv.writer(file).writerow(("step", name))
         csv.writer(file).writerow(("" if step is None else step, value))
-        file.flush()
+
+    def flush(self) -> None:
+        """Hand all rows to the system."""
+        for file in self._files.values():
+            file.flush()
 
     def close(self) -> None:
         """Close the files."""
@@ -76,7 +83,11 @@ class TensorboardSink(Sink):
         if self._writer is None:
             self._writer = self._summary.Writer(str(self._folder))
         self._writer.add_scalar(name, value, step=step or 0)
-        self._writer.flush()
+
+    def flush(self) -> None:
+        """Have tensorboard write what it buffers."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
