@@ -19,6 +19,7 @@ class Sink(Protocol):
 
     def bind(self, folder: Path) -> None:
         """Know the run's folder, before the first number."""
+        return None  # not every sink keeps something there
 
     def state_dict(self) -> dict[str, str]:
         """What a resumed run needs to go on with what this one has begun; by names that no other sink has."""
@@ -26,12 +27,14 @@ class Sink(Protocol):
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
         """Go on with it, unless this run has begun something of its own."""
+        return None
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
 
     def flush(self) -> None:
         """Hand what was taken to the system: some times a second, after several numbers."""
+        return None
 
     def close(self) -> None:
         """Finish what is open."""

@@ -64,7 +64,8 @@ class Server:
 
     def data_provider_handler(self) -> None:
         """Answer one prompt, if there is any. Collective."""
-        problem, box = None, [None]
+        problem: DataError | None = None
+        box: list[list[int] | None] = [None]
         if self.waiting():
             given, self._next = self._next, None
             try:

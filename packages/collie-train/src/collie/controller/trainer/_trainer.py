@@ -117,7 +117,7 @@ class Trainer:
         self._step = make_step(model, config, optimizer, objective, self.topology)
         self.engine: Any = self._step.engine if self._step is not None else model
         if optimizer is None and self._step is not None:
-            optimizer = self.engine.optimizer  # ds_config's
+            optimizer = self._step.engine.optimizer  # ds_config's
         self.optimizer = optimizer
         self.lr_scheduler = make_scheduler(lr_scheduler, self.optimizer)
         self.train_dataloader = make_loader(
