@@ -12,7 +12,8 @@ import pytest
 from collie.config import CollieConfig
 from collie.events import NullWriter
 from collie.interfaces import ConfigError, MissingExtraError, RunContext
-from collie.utils.monitor import LossMonitor, Outlet, StepTimeMonitor, get_monitor
+from collie.utils.monitor import LossMonitor, MultiMonitors, Outlet, StepTimeMonitor, get_monitor
+from collie.utils.monitor._sinks import Sink
 
 
 def config(tmp_path, **sinks) -> CollieConfig:
@@ -100,7 +101,7 @@ def test_a_disk_that_refuses_costs_the_numbers_and_nothing_else(tmp_path, caplog
     assert len([record for record in caplog.records if record.name == "collie.monitor"]) == 1
 
 
-class Slow:
+class Slow(Sink):
     """A sink that takes nothing until it is opened."""
 
     def __init__(self):
@@ -232,3 +233,11 @@ def test_another_run_is_another_wandb_run(tmp_path, monkeypatch):
         monitor.monitor.close()
     assert [options["resume"] for options in begun] == ["allow"] * 3
     assert begun[0]["id"] == begun[1]["id"] != begun[2]["id"]
+    resumed = MultiMonitors([LossMonitor(config(tmp_path, wandb={"enabled": True}))])
+    (tmp_path / "three").mkdir()
+    resumed.bind(RunContext(NullWriter(), rank=0, world_size=1, step=lambda: -1, folder=str(tmp_path / "three")))
+    assert resumed.state_dict() == {}
+    resumed.load_state_dict({"wandb": begun[0]["id"]})  # from a checkpoint that another run has written
+    step(resumed, 0, 1.0)
+    resumed.monitors[0].monitor.close()
+    assert begun[-1]["id"] == begun[0]["id"] and resumed.state_dict() == {"wandb": begun[0]["id"]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from collie.events import Alert, EventReader, RunFolder
 from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM
 from collie.testing import run_ranks
+from collie.utils.monitor import LossMonitor, Outlet
 
 
 @pytest.fixture(autouse=True)
@@ -171,7 +173,7 @@ def test_a_resumed_count_goes_on(tmp_path):
         state["regular"].append("../elsewhere")  # a checkpoint that came from somebody else deletes nothing
         again = CheckpointCallback(tmp_path, every_n_epochs=1, max=1, monitor="score", topk=1)
         again.on_load_checkpoint(trainer, state)
-        trainer.callbacks.callbacks[:] = [again]
+        trainer.callbacks.callbacks[:1] = [again]
         trainer.evaluators[0].values = [2.0]
         trainer.train()
         return again.on_save_checkpoint(trainer)
@@ -179,6 +181,56 @@ def test_a_resumed_count_goes_on(tmp_path):
     state = run_ranks(1, run)[0]
     assert [name for name in names(tmp_path) if name != "runs"] == ["epoch_1-batch_5-judge_score_2", "epoch_2"]
     assert state["regular"] == ["epoch_2"] and state["best"] == {"epoch_1-batch_5-judge_score_2": 2.0}
+
+
+def test_a_state_with_one_too_many_keeps_the_best(tmp_path):
+    """A checkpoint is written before what it replaces is deleted, so its state has both; 2 is not among the best."""
+    saved = []
+
+    class Noting(Trainer):
+        def save_model(self, path, **arguments):
+            saved.append(os.path.basename(path))
+            super().save_model(path, **arguments)
+
+    def run():
+        best = CheckpointCallback(tmp_path, monitor="score", topk=1)
+        names_of = {"epoch_0-batch_5-judge_score_1": 1.0, "epoch_1-batch_5-judge_score_3": 3.0}
+        best.on_load_checkpoint(None, {"folder": str(tmp_path), "regular": [], "best": names_of})
+        for name in names_of:
+            (tmp_path / name).mkdir()
+        trained(best, 2.0, 4.0, kind=Noting)
+        return best.on_save_checkpoint(None)["best"], saved
+
+    name = "epoch_1-batch_5-judge_score_4"
+    assert run_ranks(1, run) == [({name: 4.0}, [name])]
+    assert names(tmp_path) == [name, "runs"]
+
+
+def test_what_monitors_have_begun_goes_into_checkpoints():
+    """A run of wandb, by its id, beside the states of the callbacks."""
+
+    class Begun:
+        begun: ClassVar[dict[str, str]] = {"wandb": "abcd1234"}
+
+        def bind(self, folder):
+            pass
+
+        def state_dict(self):
+            return self.begun
+
+        def load_state_dict(self, state):
+            self.begun = state
+
+    def run():
+        config = make_config()
+        monitor = LossMonitor(config)
+        monitor.monitor = Outlet([Begun()])
+        trainer = Trainer(make_model(config), config, monitors=monitor)
+        states = trainer.callbacks.on_save_checkpoint(trainer)
+        trainer.callbacks.on_load_checkpoint(trainer, {"monitors": {"wandb": "ffff"}})
+        return states, trainer.callbacks.on_save_checkpoint(trainer)
+
+    assert run_ranks(1, run) == [({"monitors": {"wandb": "abcd1234"}}, {"monitors": {"wandb": "ffff"}})]
 
 
 @pytest.mark.parametrize("delete", [True, False])

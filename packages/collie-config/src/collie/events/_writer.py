@@ -77,7 +77,8 @@ class EventWriter:
                 self._accept(event, step)
                 if self._thread is None and not self._closing.is_set():
                     self._start()
-            self._filled.set()
+            if not self._filled.is_set():  # asking is cheaper; it is cleared with the lock held, when all is taken
+                self._filled.set()
         except Exception as error:  # telemetry must not end a training run
             self._lose(1, error)
 

@@ -112,8 +112,8 @@ class CheckpointCallback(Callback):
         """Save where the results are among the best."""
         if self._monitor is None or (value := self._monitor.value(results)) is None:
             return
-        ranked = self._ranked()
-        if self.topk > 0 and len(ranked) >= self.topk and not self._monitor.better(value, self._best[ranked[-1]]):
+        kept = self._ranked()[: self.topk]
+        if self.topk > 0 and len(kept) == self.topk and not self._monitor.better(value, self._best[kept[-1]]):
             return
         label = re.sub(r"[^A-Za-z0-9_.-]+", "_", self._monitor.monitor_name)
         name = f"epoch_{trainer.epoch_idx}-batch_{trainer.batch_idx + 1}-{label}_{value:.6g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -36,7 +36,7 @@ class Saver:
         self.folder = os.fspath(folder).rstrip("/") or "/"
         self.model_only, self.peft_only = model_only, peft_only
         self._arguments = arguments
-        self._condemned: list[str] = []  # folders to be deleted once what replaces them is complete
+        self._condemned: set[str] = set()  # to be deleted once what replaces them is complete, by whichever thread
 
     def path(self, name: str) -> str:
         return f"{self.folder}/{name}"
@@ -51,8 +51,9 @@ class Saver:
             Whether it was saved, or began to be: the same on every rank.
         """
         path = self.path(name)
-        self._condemned = [one for one in self._condemned if one != name] + list(replaced)
-        condemned = list(self._condemned)  # as of now: what comes later waits for its own successor
+        self._condemned.discard(name)
+        self._condemned.update(replaced)
+        condemned = tuple(self._condemned)  # as of now: what comes later waits for its own successor
         try:
             if not self.model_only:
                 trainer.save_checkpoint(
@@ -62,7 +63,7 @@ class Saver:
             save = trainer.save_peft if self.peft_only and trainer.config.uses_peft else trainer.save_model
             save(path, **self._arguments)
         except CheckpointError as error:
-            self._condemned = [one for one in self._condemned if one not in replaced]
+            self._condemned.difference_update(replaced)
             trainer.alert("checkpoint", f"{path} was not saved, and training goes on: {error}")
             return False
         self._delete(trainer, condemned)
@@ -84,8 +85,8 @@ class Saver:
         except Exception as error:  # each file system has its own, and none of them is worth a training
             trainer.alert("checkpoint", f"{self.path(name)} was not deleted: {error}")
 
-    def _delete(self, trainer: Trainer, names: list[str]) -> None:
+    def _delete(self, trainer: Trainer, names: Iterable[str]) -> None:
         for name in names:
-            if name in self._condemned:  # an earlier successor may have come late
-                self._condemned.remove(name)
+            if name in self._condemned:  # not yet deleted, and not saved again
+                self._condemned.discard(name)
                 self.delete(trainer, name)

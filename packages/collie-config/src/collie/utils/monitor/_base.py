@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
 from collie.config import CollieConfig
 from collie.events import Metric
 from collie.interfaces import RunContext
-from collie.utils.monitor._outlet import get_monitor
+from collie.utils.monitor._outlet import Outlet, get_monitor
 
 _log = logging.getLogger("collie.monitor")
 
@@ -113,6 +113,19 @@ class MultiMonitors:
         for monitor in self.monitors:
             if callable(bind := getattr(monitor, "bind", None)):
                 bind(context)
+
+    def state_dict(self) -> dict[str, str]:
+        """What a resumed run needs to go on with what the monitors' sinks have begun (the same run of wandb)."""
+        return {key: value for outlet in self._outlets() for key, value in outlet.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with it; before the first number, or it changes nothing."""
+        for outlet in self._outlets():
+            outlet.load_state_dict(state)
+
+    def _outlets(self) -> list[Outlet]:
+        kept = (getattr(monitor, "monitor", None) for monitor in self.monitors)
+        return [outlet for outlet in kept if isinstance(outlet, Outlet)]
 
     def __enter__(self) -> Item:
         item: Item = {}

@@ -8,12 +8,14 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from collie.config import CollieConfig
 from collie.utils.monitor._sinks import Sink, make_sinks
 
+_PAUSE = 0.1  # seconds in which numbers come together
 _log = logging.getLogger("collie.monitor")
 
 
@@ -26,6 +28,8 @@ class _Row(NamedTuple):
 class Outlet:
     """Takes numbers without ever waiting: a thread, started by the first one, hands them to the sinks.
 
+    It does so some times a second, so that a step does not wake it with every number.
+
     Attributes:
         dropped: numbers that came while `capacity` of them were waiting.
         failures: numbers that a sink did not take; the first is logged.
@@ -36,68 +40,78 @@ class Outlet:
         self.failures = 0
         self._sinks = sinks
         self._prefix = f"{tag}/" if tag else ""
-        self._rows: queue.Queue[_Row | None] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._rows: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()  # None ends it
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
-        self._closed = False
+        self._closing = threading.Event()
 
     def bind(self, folder: str | os.PathLike[str]) -> None:
         """Tell the sinks the run's folder."""
         for sink in self._sinks:
             sink.bind(Path(folder))
 
+    def state_dict(self) -> dict[str, str]:
+        """What a resumed run needs to go on with what the sinks have begun."""
+        return {key: value for sink in self._sinks for key, value in sink.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Let the sinks go on with it; before the first number, or it changes nothing."""
+        for sink in self._sinks:
+            sink.load_state_dict(state)
+
     def write(self, name: str, value: float, step: int | None) -> None:
         """Queue one number of the global step `step`."""
         if self._pid != os.getpid():
             return  # a forked process, for example one that loads data
-        if self._closed:
+        if self.closed or self._rows.qsize() >= self._capacity:
             self.dropped += 1
             return
-        try:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="collie-monitor", daemon=True)
-                self._thread.start()
-                atexit.register(self.close)
-            self._rows.put_nowait(_Row(self._prefix + name, value, step))
-        except queue.Full:
-            self.dropped += 1
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="collie-monitor", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        self._rows.put(_Row(self._prefix + name, value, step))
 
     def close(self, timeout: float = 5.0) -> None:
         """Hand over what is queued and close the sinks; give up after `timeout` seconds. Later numbers are dropped."""
-        if self._pid != os.getpid() or self._closed:
+        if self._pid != os.getpid() or self.closed:
             return
-        self._closed = True
+        self._closing.set()
         if self._thread is None:
             return
         atexit.unregister(self.close)
-        try:
-            self._rows.put(None, timeout=timeout)
-        except queue.Full:
-            return
+        self._rows.put(None)
         self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while (row := self._rows.get()) is not None:
-            for sink in self._sinks:
-                try:
-                    sink.write(*row)
-                except Exception as error:  # a full disk or a lost network must not reach the training
-                    self._count(sink, error)
-        for sink in self._sinks:
-            try:
-                sink.close()
-            except Exception as error:
-                self._count(sink, error)
-
-    def _count(self, sink: Sink, error: Exception) -> None:
-        self.failures += 1
-        if self.failures == 1:
-            _log.warning("%s did not take a number: %s", type(sink).__name__, error)
 
     @property
     def closed(self) -> bool:
         """Whether close() has been called."""
-        return self._closed
+        return self._closing.is_set()
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._rows.get()]
+            self._closing.wait(_PAUSE)
+            batch += [self._rows.get() for _ in range(self._rows.qsize())]
+            ended = None in batch
+            for sink in self._sinks:
+                for row in batch:
+                    if row is not None:
+                        self._guarded(sink, sink.write, *row)
+                self._guarded(sink, sink.flush)
+        for sink in self._sinks:
+            self._guarded(sink, sink.close)
+
+    def _guarded(self, sink: Sink, call: Callable[..., None], *arguments: Any) -> None:
+        """A full disk or a lost network must not reach the training."""
+        try:
+            call(*arguments)
+        except Exception as error:
+            self.failures += 1
+            if self.failures == 1:
+                _log.warning("%s did not take a number: %s", type(sink).__name__, error)
 
 
 _outlets: dict[tuple[int, str], Outlet] = {}

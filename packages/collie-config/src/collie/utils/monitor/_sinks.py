@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TextIO
@@ -19,8 +21,20 @@ class Sink(Protocol):
         """Know the run's folder, before the first number."""
         return None  # not every sink keeps something there
 
+    def state_dict(self) -> dict[str, str]:
+        """What a resumed run needs to go on with what this one has begun; by names that no other sink has."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with it, unless this run has begun something of its own."""
+        return None
+
     def write(self, name: str, value: float, step: int | None) -> None:
         """Take one number of the global step `step`."""
+
+    def flush(self) -> None:
+        """Hand what was taken to the system: some times a second, after several numbers."""
+        return None
 
     def close(self) -> None:
         """Finish what is open."""
@@ -37,7 +51,7 @@ class CsvSink(Sink):
         self._files: dict[str, TextIO] = {}
 
     def write(self, name: str, value: float, step: int | None) -> None:
-        """Append one row and hand it to the system."""
+        """Append one row."""
         file = self._files.get(name)
         if file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +60,11 @@ class CsvSink(Sink):
             if file.tell() == 0:
                 csv.writer(file).writerow(("step", name))
         csv.writer(file).writerow(("" if step is None else step, value))
-        file.flush()
+
+    def flush(self) -> None:
+        """Hand all rows to the system."""
+        for file in self._files.values():
+            file.flush()
 
     def close(self) -> None:
         """Close the files."""
@@ -68,7 +86,11 @@ class TensorboardSink(Sink):
         if self._writer is None:
             self._writer = self._summary.Writer(str(self._folder))
         self._writer.add_scalar(name, value, step=step or 0)
-        self._writer.flush()
+
+    def flush(self) -> None:
+        """Have tensorboard write what it buffers."""
+        if self._writer is not None:
+            self._writer.flush()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
@@ -76,8 +98,15 @@ class TensorboardSink(Sink):
             self._writer.close()
 
 
+_NOTE = "wandb.json"
+
+
 class WandbSink(Sink):
-    """Scalars of one wandb run, which goes on where a run with the same folder goes on: its id is kept in there."""
+    """Scalars of one wandb run.
+
+    It goes on where the run goes on: its id is kept in the run's folder, and in the checkpoints that another run, with
+    a folder of its own, may resume from.
+    """
 
     def __init__(self, options: dict[str, Any], job_name: str) -> None:
         self._wandb = _wandb()
@@ -85,12 +114,23 @@ class WandbSink(Sink):
         self._options = {ours: options[theirs] for theirs, ours in names.items() if options.get(theirs)}
         self._options["name"] = job_name
         self._folder: Path | None = None
+        self._id: str | None = None
         self._run: Any = None
         self._last = 0
 
     def bind(self, folder: Path) -> None:
         """Keep the id, and what wandb itself writes, in this folder."""
         self._folder = folder
+        with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or one that was cut off
+            self._id = json.loads((folder / _NOTE).read_text())["id"]
+
+    def state_dict(self) -> dict[str, str]:
+        """The run's id, if there is one yet."""
+        return {"wandb": self._id} if self._id is not None else {}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        """Go on with the run of this id, unless there is one in this run's folder."""
+        self._id = self._id or state.get("wandb")
 
     def write(self, name: str, value: float, step: int | None) -> None:
         """Log one scalar. wandb refuses steps that go back, so a number that comes late joins the latest step."""
@@ -107,11 +147,9 @@ class WandbSink(Sink):
     def _begun(self) -> Any:
         if self._folder is None:
             return self._wandb.init(**self._options)
-        note = self._folder / "wandb.json"
-        if not note.exists():
-            note.write_text(json.dumps({"id": secrets.token_hex(4)}))
-        run_id = json.loads(note.read_text())["id"]
-        return self._wandb.init(**self._options, id=run_id, resume="allow", dir=str(self._folder))
+        self._id = self._id or secrets.token_hex(4)
+        (self._folder / _NOTE).write_text(json.dumps({"id": self._id}))
+        return self._wandb.init(**self._options, id=self._id, resume="allow", dir=str(self._folder))
 
 
 def make_sinks(monitor_config: dict[str, Any]) -> list[Sink]:

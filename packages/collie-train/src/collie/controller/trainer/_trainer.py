@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from collie.adapters import load_peft, save_peft
-from collie.callbacks import Callback, CallbackManager
+from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
 from collie.controller.trainer._cost import cost_of
@@ -19,6 +19,7 @@ from collie.controller.trainer._evaluation import dataset_evaluator, prompt_serv
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
+from collie.controller.trainer._monitor_state import MonitorState
 from collie.controller.trainer._objective import TokenMean, choose_objective
 from collie.controller.trainer._preparation import (
     as_list,
@@ -49,6 +50,9 @@ class Trainer:
 
     One step is one optimizer update: gradient_accumulation_steps micro-batches of train_micro_batch_size rows on each
     dp rank. Callbacks, monitors, `global_batch_idx` and `eval_per_n_steps` count such steps.
+
+    While it trains, SIGTERM asks for a checkpoint and the end after the next step, SIGUSR1 and SIGUSR2 for a checkpoint
+    alone; so do the dashboard's requests. Whichever rank hears it, all act after the same step.
 
     Args:
         model: a CoLLiE model, or any module that takes the batch's entries and returns an output with `.logits`.
@@ -145,7 +149,7 @@ class Trainer:
         self.server = prompt_server(model, data_provider) if data_provider is not None else server
         if self.server is not None:
             self.server.bind(context)
-        self.callbacks = CallbackManager(callbacks)
+        self.callbacks = CallbackManager([*prepare_callback(callbacks), MonitorState(self.monitors)])
         self._checkpoints = Checkpoints(self._as_run(), lambda event, step: self._recorder.write(event, step=step))
         self.callbacks.on_setup_parallel_model(self)
         self.callbacks.on_after_trainer_initialized(self)
