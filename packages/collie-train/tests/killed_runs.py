@@ -27,8 +27,8 @@ from toy_training import snapshot
 from collie.callbacks import Callback
 from collie.testing import RankError, run_ranks
 
-CONFIG = {"stage": 1, "micro": 1, "dropout": 0.2, "train_epochs": 6, "dataloader_num_workers": 1}  # 30 steps
-SAVE_EVERY = 2  # steps
+CONFIG = {"stage": 1, "micro": 1, "dropout": 0.2, "train_epochs": 8, "dataloader_num_workers": 1}  # 40 steps
+SAVE_EVERY = 4  # steps
 _TIMEOUT = 120.0  # seconds for one attempt
 
 
@@ -164,7 +164,7 @@ def kill_and_resume(folder, kills, seed):
     def draw():
         if (sum(tally.kills.values())) % 2:
             return Kill(chance.uniform(0, 0.02), after_checkpoint=chance.randint(1, 4))
-        return Kill(chance.uniform(0, length))
+        return Kill(chance.uniform(0, 0.6 * length))
 
     tally = Tally()
     while (done := sum(tally.kills.values())) < kills:
@@ -185,7 +185,7 @@ def main():
     for where, count in sorted(tally.kills.items()):
         print(f"  {count:3d} {where}")
     print(f"  after the steps {', '.join(map(str, sorted(tally.steps)))} (-1: before the first)")
-    print(f"{tally.trainings} trainings of 30 steps in {tally.attempts} attempts, {time.perf_counter() - began:.0f} s")
+    print(f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {time.perf_counter() - began:.0f} s")
     print(f"{tally.compared} losses and the last weights of each training: bitwise those of the run left alone")
 
 

@@ -8,4 +8,4 @@ def test_killed_runs_go_on_bitwise(tmp_path, monkeypatch):
     monkeypatch.setenv("COLLIE_RUNS", str(tmp_path / "runs"))
     tally = kill_and_resume(tmp_path, kills=3, seed=4)
     assert sum(tally.kills.values()) == 3
-    assert tally.compared == 60 * tally.trainings
+    assert tally.compared == 80 * tally.trainings

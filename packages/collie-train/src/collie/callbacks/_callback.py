@@ -19,10 +19,7 @@ class Callback:
 
     @property
     def callback_name(self) -> str:
-        """The name for this callback's state in checkpoints: its class's, unless overridden.
-
-        The Trainer of this version writes no checkpoints to resume from, and asks nobody for a name.
-        """
+        """The name for this callback's state in checkpoints: its class's, unless overridden."""
         return type(self).__name__
 
     def on_setup_parallel_model(self, trainer: Trainer) -> None:
@@ -56,17 +53,11 @@ class Callback:
         """`load_model` has loaded the weights."""
 
     def on_save_checkpoint(self, trainer: Trainer) -> dict[str, Any] | None:
-        """A checkpoint is being written. What is returned (JSON values) is to come back in `on_load_checkpoint`.
-
-        The Trainer of this version writes no checkpoints to resume from, and never calls it.
-        """
+        """A checkpoint is being written. What is returned (JSON values) comes back in `on_load_checkpoint`."""
         return None
 
     def on_load_checkpoint(self, trainer: Trainer, states: dict[str, Any] | None) -> None:
-        """A checkpoint was loaded. `states`: what `on_save_checkpoint` returned for it, or None.
-
-        The Trainer of this version reads no checkpoints to resume from, and never calls it.
-        """
+        """A checkpoint was loaded. `states`: what `on_save_checkpoint` returned for it, or None."""
 
     def on_evaluate_begin(self, trainer: Trainer) -> None:
         """The evaluators are about to run."""
