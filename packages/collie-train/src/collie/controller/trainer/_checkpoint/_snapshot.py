@@ -14,7 +14,7 @@ from collie.controller.trainer._checkpoint._encode import encode
 from collie.controller.trainer._checkpoint._files import Content, Written
 from collie.controller.trainer._checkpoint._manifest import TRAINING, Manifest, describe_files, write_manifest
 from collie.controller.trainer._checkpoint._random import take_random_numbers
-from collie.controller.trainer._checkpoint._run import Position, Run, kind_of
+from collie.controller.trainer._checkpoint._run import Position, Run
 from collie.controller.trainer._checkpoint._shards import Shard, index_of, name_in_file, plan_shards
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import Description, file_order, write_description
@@ -132,7 +132,7 @@ class _ModelFiles:
             return
         config = copy.deepcopy(run.model_config)
         if hasattr(config, "save_pretrained"):
-            config.architectures = [kind_of(run.model)]
+            config.architectures = [type(run.model).__name__]
             self._configs = [config, getattr(run.model, "generation_config", None)]
 
     def write(self, folder: Path) -> None:
@@ -179,7 +179,8 @@ def _merged_groups(told: Iterable[_Groups]) -> list[dict[str, Any]]:
             group = next((one for one in merged if one["options"] == options), None)
             if group is None:
                 merged.append(group := {"options": options, "parameters": []})
-            group["parameters"] += [name for name in names if name not in set(group["parameters"])]
+            known = set(group["parameters"])
+            group["parameters"] += [name for name in names if name not in known]
     return merged
 
 
