@@ -8,7 +8,6 @@ Half of the kills fall at a random moment of the training, half while a checkpoi
 
 import argparse
 import collections
-import importlib
 import os
 import random
 import signal
@@ -23,6 +22,7 @@ import torch
 import torch.distributed as dist
 from resuming import NoisyRows, adamw, trainer_for
 from toy_training import snapshot
+from warm import warm
 
 from collie.callbacks import Callback
 from collie.testing import RankError, run_ranks
@@ -142,13 +142,6 @@ def train_through(folder, kills, draw, expected, weights, tally):
     left = [path.name for path in (folder / "checkpoints").glob(".*") if not path.name.endswith(".previous")]
     assert len(left) <= used, left
     return used
-
-
-def warm():
-    """Import here, once, what each rank would import at its first step: 4 s for each of them."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for module in ("deepspeed.runtime.zero.stage_1_and_2", "torch._inductor.compile_fx"):
-        importlib.import_module(module)
 
 
 def kill_and_resume(folder, kills, seed):
