@@ -181,12 +181,14 @@ def test_prompts_and_scales_train_alike_under_every_zero_stage(tmp_path, kind):
         trainer.save_peft(tmp_path / str(stage))
         return losses.seen
 
+    # the encoder's ReLUs make much of rounding: one process that accumulates differs from one that does not as much
+    tolerance = 1e-3 if kind == "encoder" else 2e-5
     [losses] = run_ranks(1, lambda: small(0, 1))
     expected = load_file(tmp_path / "0" / "adapter_model.safetensors")
     fresh = load_file(tmp_path / "fresh" / "adapter_model.safetensors")
     assert all((value - fresh[name]).abs().max() > 1e-4 for name, value in expected.items())
     for stage in (1, 2, 3):
         for ours in run_ranks(2, lambda: small(stage, 2)):  # noqa: B023  # it runs here
-            assert ours == pytest.approx(losses, abs=3e-4)  # the encoder's network makes much of rounding
+            assert ours == pytest.approx(losses, abs=tolerance)
         for name, value in load_file(tmp_path / str(stage) / "adapter_model.safetensors").items():
-            torch.testing.assert_close(value, expected[name], atol=1e-4, rtol=0)
+            torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0)
