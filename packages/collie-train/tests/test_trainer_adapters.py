@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_training import make_config, rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
 from collie.adapters import merge
 from collie.callbacks import Callback
@@ -192,3 +192,50 @@ def test_prompts_and_scales_train_alike_under_every_zero_stage(tmp_path, kind):
             assert ours == pytest.approx(losses, abs=tolerance)
         for name, value in load_file(tmp_path / str(stage) / "adapter_model.safetensors").items():
             torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "transformers"])
+def test_an_adapter_trains_around_quantized_weights(tmp_path, kind, ours):
+    """Alike on one rank and on two, though a forward in evaluation mode came first; only the adapter changes."""
+    pytest.importorskip("bitsandbytes")
+
+    def quantized(dp, stage):
+        asked = BitsAndBytesConfig(**{kind: True}, bnb_4bit_quant_type="nf4")
+        config = make_config(micro=4 // dp, dp_size=dp, ds_config={"zero_optimization": {"stage": stage}})
+        lora = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
+        if ours:
+            config.quantization_config, config.peft_config = asked, lora
+            model = CollieModelForCausalLM.from_pretrained(tmp_path / "model", config)
+        else:
+            torch.manual_seed(0)
+            base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", quantization_config=asked)
+            model = peft.get_peft_model(base, lora)
+        with torch.no_grad():
+            model.eval()(IDS)
+        losses = Losses()
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+        trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows(), callbacks=[losses])
+        trainer.train()
+        trainer.save_peft(tmp_path / "adapter")
+        return losses.seen
+
+    LlamaForCausalLM(toy_llama_config(initializer_range=0.2)).save_pretrained(tmp_path / "model")
+    [losses] = run_ranks(1, lambda: quantized(1, 0))
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(value.any() for value in adapter.values())  # B began as zero, also in the first layer
+    for seen in run_ranks(2, lambda: quantized(2, 2)):
+        assert seen == pytest.approx(losses, abs=2e-3 if kind == "load_in_8bit" else 2e-5)  # int8 rounds activations
+
+
+def test_quantized_weights_alone_are_not_trained(tmp_path):
+    pytest.importorskip("bitsandbytes")
+
+    def make():
+        config = make_config()
+        config.quantization_config = BitsAndBytesConfig(load_in_4bit=True)
+        model = CollieModelForCausalLM.from_config(config)
+        with pytest.raises(ConfigError, match="quantized weights are not trained, and the model has no adapter"):
+            Trainer(model, config, optimizer=torch.optim.SGD(model.head.parameters(), 0.1), train_dataset=rows())
+
+    run_ranks(1, make)

@@ -14,7 +14,7 @@ from collie.adapters._supported import PROMPTS, kind_of, refuse_unsupported
 from collie.adapters._targets import Sites, find_sites
 from collie.adapters._values import initial_values
 from collie.interfaces import ConfigError, ParallelSizeError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized
 from collie.parallel import (
     Stages,
     Topology,
@@ -62,6 +62,8 @@ def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: s
     with torch.device("meta"):
         whole = type(model)(config)
     sites = find_sites(whole, peft_config, adapter_name)
+    if is_quantized(model):
+        _refuse_on_quantized(sites)
     if model.stages is not None:
         _refuse_idle_stages(sites, model.stages)
     frozen = frozenset(whole_name(name, p) for name, p in model.named_parameters() if not p.requires_grad)
@@ -91,6 +93,16 @@ def _refuse_used(model: CollieModelForCausalLM) -> None:
         raise ConfigError(
             "an adapter is a set of new parameters, and an optimizer holds the model's present ones. "
             "Add the adapter before the optimizer and the Trainer are made."
+        )
+
+
+def _refuse_on_quantized(sites: Sites) -> None:
+    if getattr(sites.config, "use_dora", False):
+        raise ConfigError("use_dora=True: magnitudes are of whole rows, and the weights are quantized. Use LoRA.")
+    if inside := sorted(name for name in sites.in_place if name.startswith("layers.")):
+        raise ConfigError(
+            f"modules_to_save has {inside[0]}, which is quantized and cannot be trained. Leave it out, or name it in "
+            f"llm_int8_skip_modules of quantization_config."
         )
 
 

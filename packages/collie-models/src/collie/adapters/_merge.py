@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from collie.adapters._adapter import Adapter, adapter_of, forget
 from collie.adapters._dora import adapted_norms, maps_of
 from collie.interfaces import ConfigError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized
 from collie.parallel import (
     RowLinear,
     Topology,
@@ -38,6 +38,11 @@ def merge(model: Model) -> Model:
     adapter = adapter_of(model)
     if adapter is None:
         raise ConfigError("the model has no adapter to merge.")
+    if is_quantized(model):
+        raise ConfigError(
+            "merge: the weights are quantized, and sums with them would be rounded to 4 or 8 bits. Save the adapter, "
+            "load it into a model without quantization_config, and merge it there."
+        )
     topology = active_topology()
     close_engine(model)
     here = {name for name, _ in model.named_modules()}

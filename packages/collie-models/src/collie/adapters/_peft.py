@@ -12,7 +12,7 @@ from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_o
 from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_rank_allocation, refuse_unsupported
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized, keep_trainable
 from collie.parallel import active_topology, full_parameters, refill, together
 
 
@@ -86,20 +86,29 @@ def load_peft(
     return model
 
 
-def refuse_unfit_adapter(model: nn.Module, config: CollieConfig) -> None:
-    """Refuse to train a model without the adapter that the config asks for, or with one that steps know nothing of.
+def prepare_to_train(model: nn.Module, config: CollieConfig) -> None:
+    """Refuse to train a model without the adapter that it needs, and let bitsandbytes' maps stay trainable.
 
     Raises:
-        ConfigError: `peft_config` asks for an adapter, and the model has none; or it is AdaLoRA's.
+        ConfigError: `peft_config` asks for an adapter, and the model has none; or its weights are quantized, and it has
+            none; or it is AdaLoRA's, of which steps know nothing.
     """
     for asked in getattr(model, "peft_config", {}).values():
         refuse_rank_allocation(kind_of(asked))
-    if config.uses_peft and adapter_of(model) is None and not isinstance(model, peft_module().PeftModel):
+    keep_trainable(model)
+    quantized = is_quantized(model)
+    if not (config.uses_peft or quantized) or adapter_of(model) is not None or hasattr(model, "peft_config"):
+        return
+    if quantized:
         raise ConfigError(
-            f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
-            f"from_pretrained(path, config), and one of transformers with peft.get_peft_model(model, "
-            f"config.peft_config), before the optimizer."
+            "quantized weights are not trained, and the model has no adapter. Set peft_config before from_pretrained, "
+            "or wrap a model of transformers in peft.get_peft_model, before the optimizer."
         )
+    raise ConfigError(
+        f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
+        f"from_pretrained(path, config), and one of transformers with peft.get_peft_model(model, config.peft_config), "
+        f"before the optimizer."
+    )
 
 
 def _which(adapter: Any) -> str:

@@ -20,7 +20,16 @@ from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
 from collie.models._stages import StageCache, relayed
-from collie.models._steps import adapted, build, read_from, refuse_unmerged, refuse_unsupported, split
+from collie.models._steps import (
+    adapted,
+    build,
+    give_weights,
+    read_from,
+    refuse_quantized,
+    refuse_unmerged,
+    refuse_unsupported,
+    split,
+)
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
 from collie.parallel import (
@@ -29,7 +38,6 @@ from collie.parallel import (
     Stream,
     active_topology,
     full_parameters,
-    materialise,
     refill,
     setup_distribution,
 )
@@ -141,7 +149,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
-        materialise(model, config, topology, chosen, read_from(folder, model, chosen))
+        give_weights(model, config, topology, chosen, read_from(folder, model, chosen))
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -162,7 +170,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config)
-        materialise(model, config, topology, chosen, initialiser(config, chosen))
+        give_weights(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():
             model.source = Path(config.source)
         return adapted(model).eval()
@@ -186,6 +194,7 @@ class CollieModelForCausalLM(nn.Module, Generates):
         """
         if unknown := set(hub) - set(_HUB):
             raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
+        refuse_quantized(self, f"load_weights({str(path_or_name)!r})")
         refill(self, active_topology(), read_from(local_folder(path_or_name, **hub), self, self.dtype))
 
     def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from collie.adapters import load_peft, refuse_unfit_adapter, save_peft
+from collie.adapters import load_peft, prepare_to_train, save_peft
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
@@ -332,7 +332,7 @@ class Trainer:
 
 def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
-    refuse_unfit_adapter(model, config)
+    prepare_to_train(model, config)
     ours = isinstance(model, CollieModelForCausalLM)
     for field in ("tp_size", "pp_size"):
         if not ours and getattr(config, field) > 1:
