@@ -12,6 +12,7 @@ from collie.adapters import add_adapter, load_peft, merge, save_peft
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError, ParallelSizeError
 from collie.models import CollieModelForCausalLM
+from collie.parallel import cut_of
 from collie.testing import golden, toy_config, toy_llama_config, toy_moss_config
 
 peft = pytest.importorskip("peft")
@@ -305,3 +306,32 @@ def test_what_prompts_cannot_do_is_said(ranks, tmp_path):
     other = settings(golden("llama3"))
     with pytest.raises(ConfigError, match="of P_TUNING PEFT saves the prompts, and not the encoder"):
         load_peft(CollieModelForCausalLM.from_pretrained(golden("llama3"), other), other, tmp_path, is_trainable=True)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_leaves_what_ranks_hold_alike_alike(ranks, sequence):
+    """Of a whole input the ranks drop the same elements, of parts others; replicated A and B get equal gradients."""
+
+    def gradients():
+        config = CollieConfig(model_config=toy_llama_config(initializer_range=0.2), tp_size=2, checkpointing=False)
+        config.sequence_parallel = sequence
+        config.peft_config = peft.LoraConfig(
+            r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5
+        )
+        model = CollieModelForCausalLM.from_config(config).train()
+        seen = {}
+
+        def note(name, given, result):
+            seen[name] = (given[0] != 0) & (result == 0)
+
+        for name in ("q", "out"):
+            dropout = model.layers["0"].attention.get_submodule(name).lora_dropout["default"]
+            dropout.register_forward_hook(lambda _, given, result, name=name: note(name, given, result))
+        model(IDS, labels=IDS).loss.backward()
+        kept = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and cut_of(p) is None}
+        return seen, kept
+
+    (seen, kept), (others, theirs) = ranks(2, gradients)
+    assert torch.equal(seen["q"], others["q"]) and not torch.equal(seen["out"], others["out"])
+    assert 0.4 < seen["q"].float().mean() < 0.6
+    assert kept and all(torch.equal(grad, theirs[name]) and grad.any() for name, grad in kept.items())

@@ -3,7 +3,7 @@
 from collie.adapters._adapter import Adapter, adapter_of
 from collie.adapters._attach import add_adapter
 from collie.adapters._merge import merge
-from collie.adapters._peft import load_peft, prepare_to_train, save_peft
+from collie.adapters._peft import load_peft, prepare_to_train, refuse_wrapper, save_peft
 from collie.adapters._supported import refuse_unsupported
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "merge",
     "prepare_to_train",
     "refuse_unsupported",
+    "refuse_wrapper",
     "save_peft",
 ]

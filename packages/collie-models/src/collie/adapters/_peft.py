@@ -111,6 +111,19 @@ def prepare_to_train(model: nn.Module, config: CollieConfig) -> None:
     )
 
 
+def refuse_wrapper(model: nn.Module, doing: str) -> None:
+    """Refuse to write a model that PEFT has wrapped as if it were a plain one.
+
+    Raises:
+        ConfigError: it is a PeftModel; `doing` begins the sentence.
+    """
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            f"{doing}: the model has an adapter of PEFT, which is no part of its weights. Save the adapter with "
+            f"save_peft, or train on and merge it with PEFT's merge_and_unload afterwards."
+        )
+
+
 def _which(adapter: Any) -> str:
     return f", but {adapter.name!r}" if adapter is not None else ""
 

@@ -333,7 +333,8 @@ class Trainer:
 def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
     prepare_to_train(model, config)
-    ours = isinstance(model, CollieModelForCausalLM)
+    inside: Any = getattr(model, "get_base_model", lambda: model)  # of PEFT's wrapper
+    ours = isinstance(inside(), CollieModelForCausalLM)
     for field in ("tp_size", "pp_size"):
         if not ours and getattr(config, field) > 1:
             raise ConfigError(
