@@ -43,6 +43,7 @@ def settings(kind="nf4", **fields):
 @pytest.mark.parametrize("kind", KINDS)
 def test_quantized_weights_are_those_that_transformers_makes(tmp_path, kind):
     """The same logits as of its model, quantized by the same config; and a head in full."""
+    torch.manual_seed(1)
     LlamaForCausalLM(toy_llama_config(**SIZES)).save_pretrained(tmp_path)
     theirs = LlamaForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**KINDS[kind]), attn_implementation="eager"

@@ -1,5 +1,6 @@
 """Adapters (LoRA and its kin) through PEFT, in every parallel layout."""
 
+from collie.adapters._adalora import after_update
 from collie.adapters._adapter import Adapter, adapter_of
 from collie.adapters._attach import add_adapter
 from collie.adapters._merge import merge
@@ -10,6 +11,7 @@ __all__ = [
     "Adapter",
     "adapter_of",
     "add_adapter",
+    "after_update",
     "load_peft",
     "merge",
     "prepare_to_train",

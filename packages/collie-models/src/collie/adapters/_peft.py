@@ -9,7 +9,7 @@ from collie.adapters._adapter import adapter_of
 from collie.adapters._attach import add_adapter
 from collie.adapters._files import read_adapter, read_config, write_adapter, write_files
 from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_of_saved, wrap_with_prompts
-from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_rank_allocation, refuse_unsupported
+from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_unsupported
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM, is_quantized, keep_trainable
@@ -86,18 +86,28 @@ def load_peft(
     return model
 
 
-def prepare_to_train(model: nn.Module, config: CollieConfig) -> None:
+def prepare_to_train(model: nn.Module, config: CollieConfig, optimizer: Any = None) -> None:
     """Refuse to train a model without the adapter that it needs, and let bitsandbytes' maps stay trainable.
 
     Raises:
         ConfigError: `peft_config` asks for an adapter, and the model has none; or its weights are quantized, and it has
-            none; or it is AdaLoRA's, of which steps know nothing.
+            none; or it is AdaLoRA's around a model of transformers, or under an optimizer that owns the backward pass.
     """
     for asked in getattr(model, "peft_config", {}).values():
-        refuse_rank_allocation(kind_of(asked))
+        if kind_of(asked) == "ADALORA":
+            raise ConfigError(
+                "AdaLoRA in PEFT's wrapper needs its update_and_allocate after each step, which the Trainer does for "
+                "CoLLiE's own models alone. Use one of these, or LoRA."
+            )
+    adapter = adapter_of(model)
+    if adapter is not None and kind_of(adapter.config) == "ADALORA" and hasattr(optimizer, "fused_backward"):
+        raise ConfigError(
+            f"{type(optimizer).__name__} updates while gradients are computed, and AdaLoRA weighs those of a whole "
+            f"step. Use an optimizer of torch, or LoRA."
+        )
     keep_trainable(model)
     quantized = is_quantized(model)
-    if not (config.uses_peft or quantized) or adapter_of(model) is not None or hasattr(model, "peft_config"):
+    if not (config.uses_peft or quantized) or adapter is not None or hasattr(model, "peft_config"):
         return
     if quantized:
         raise ConfigError(

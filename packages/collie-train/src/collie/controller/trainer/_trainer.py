@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from collie.adapters import load_peft, prepare_to_train, save_peft
+from collie.adapters import after_update, load_peft, prepare_to_train, save_peft
 from collie.callbacks import Callback, CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._evaluation import dataset_evaluator
@@ -95,6 +95,7 @@ class Trainer:
                 "data_provider/server: prompts to the model in training are not available in this version."
             )
         _refuse_what_is_not_there(model, config)
+        prepare_to_train(model, config, optimizer)
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
@@ -238,6 +239,8 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
+        if result.applied:
+            after_update(self.model)
         if self.lr_scheduler is not None and result.applied:
             self.lr_scheduler.step()
         self._steps.finished += 1
@@ -332,7 +335,6 @@ class Trainer:
 
 def _refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
-    prepare_to_train(model, config)
     inside: Any = getattr(model, "get_base_model", lambda: model)  # of PEFT's wrapper
     ours = isinstance(inside(), CollieModelForCausalLM)
     for field in ("tp_size", "pp_size"):
