@@ -31,7 +31,10 @@ NEEDS = {  # siblings whose wheels a package's own dependencies ask for
     "tui": ("config",),
 }
 TUI_LIMIT = 100 * 10**6  # bytes of the dashboard's environment, with what the tests add to it
-EXTRAS = {"config": "[hf,tensorboard]", "models": "[deepspeed,peft]"}  # optional parts that a package's own tests use
+EXTRAS = {
+    "config": "[hf,tensorboard]",
+    "models": "[deepspeed,peft,quant]",
+}  # optional parts that a package's own tests use
 PYTEST = ("pytest", "pytest-timeout")
 
 

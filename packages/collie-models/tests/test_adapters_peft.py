@@ -12,6 +12,7 @@ from collie.adapters import add_adapter, load_peft, merge, save_peft
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError, ParallelSizeError
 from collie.models import CollieModelForCausalLM
+from collie.parallel import cut_of
 from collie.testing import golden, toy_config, toy_llama_config, toy_moss_config
 
 peft = pytest.importorskip("peft")
@@ -169,12 +170,6 @@ def test_what_an_adapter_cannot_do_is_said(arguments, sentence):
         CollieModelForCausalLM.from_config(config)
 
 
-def test_adalora_is_refused_with_the_reason():
-    asked = peft.AdaLoraConfig(total_step=10)
-    with pytest.raises(ConfigError, match=r"'ADALORA' deals ranks out by gradients .* Use LORA"):
-        CollieModelForCausalLM.from_config(CollieConfig(model_config=toy_llama_config(), peft_config=asked))
-
-
 def test_a_tied_head_is_not_trained_apart_from_its_embedding():
     config = CollieConfig(model_config=toy_llama_config(tie_word_embeddings=True))
     config.peft_config = peft.LoraConfig(modules_to_save=["lm_head"])
@@ -193,6 +188,7 @@ def test_stages_without_anything_to_train_are_refused(ranks):
 
 
 def test_ia3_is_pefts_too_and_refused_in_parts(ranks, tmp_path):
+    torch.manual_seed(1)
     model = LlamaForCausalLM(toy_llama_config(initializer_range=0.2))
     model.save_pretrained(tmp_path / "model")
     theirs = peft.get_peft_model(model, peft.IA3Config(task_type="CAUSAL_LM"))
@@ -266,6 +262,7 @@ PROMPTS = [
 @pytest.mark.parametrize("asked", PROMPTS, ids=lambda asked: asked.peft_type.value)
 def test_prompts_of_plain_peft_come_in_and_go_out_again(ranks, tmp_path, asked):
     """Under ZeRO-3, too, which splits them; 4 query heads share 2 of keys and values, as a prefix must know."""
+    torch.manual_seed(1)
     base = LlamaForCausalLM(toy_llama_config(initializer_range=0.2, use_cache=False))
     base.save_pretrained(tmp_path / "model")
     theirs = peft.get_peft_model(base, asked).eval()
@@ -305,3 +302,32 @@ def test_what_prompts_cannot_do_is_said(ranks, tmp_path):
     other = settings(golden("llama3"))
     with pytest.raises(ConfigError, match="of P_TUNING PEFT saves the prompts, and not the encoder"):
         load_peft(CollieModelForCausalLM.from_pretrained(golden("llama3"), other), other, tmp_path, is_trainable=True)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_dropout_leaves_what_ranks_hold_alike_alike(ranks, sequence):
+    """Of a whole input the ranks drop the same elements, of parts others; replicated A and B get equal gradients."""
+
+    def gradients():
+        config = CollieConfig(model_config=toy_llama_config(initializer_range=0.2), tp_size=2, checkpointing=False)
+        config.sequence_parallel = sequence
+        config.peft_config = peft.LoraConfig(
+            r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5
+        )
+        model = CollieModelForCausalLM.from_config(config).train()
+        seen = {}
+
+        def note(name, given, result):
+            seen[name] = (given[0] != 0) & (result == 0)
+
+        for name in ("q", "out"):
+            dropout = model.layers["0"].attention.get_submodule(name).lora_dropout["default"]
+            dropout.register_forward_hook(lambda _, given, result, name=name: note(name, given, result))
+        model(IDS, labels=IDS).loss.backward()
+        kept = {n: p.grad for n, p in model.named_parameters() if p.requires_grad and cut_of(p) is None}
+        return seen, kept
+
+    (seen, kept), (others, theirs) = ranks(2, gradients)
+    assert torch.equal(seen["q"], others["q"]) and not torch.equal(seen["out"], others["out"])
+    assert 0.4 < seen["q"].float().mean() < 0.6
+    assert kept and all(torch.equal(grad, theirs[name]) and grad.any() for name, grad in kept.items())

@@ -242,13 +242,6 @@ def test_adapters_of_unknown_kinds_are_refused_not_ignored():
         CollieModelForCausalLM.from_config(settings)
 
 
-def test_quantized_weights_are_refused_not_ignored():
-    from transformers import BitsAndBytesConfig
-
-    with pytest.raises(ConfigError, match="quantization_config"):
-        CollieModelForCausalLM.from_config(config(quantization_config=BitsAndBytesConfig(load_in_8bit=True)))
-
-
 def test_the_familys_own_initialisation():
     """N(0, initializer_range²) for matrices, 1 for norms, 0 for biases; with no two parameters alike."""
     model = CollieModelForCausalLM.from_config(config(toy_moss_config(n_embd=64, initializer_range=0.05)))

@@ -75,7 +75,7 @@ def stored_tensors(sites: Sites, whole: CollieModelForCausalLM, adapter: str) ->
     for name, layer in sites.layers.items():
         _, entry = whole.names.to_checkpoint(f"{name}.weight")
         for inner, parameter in layer.named_parameters():
-            if inner.startswith("base_layer."):
+            if inner.startswith(("base_layer.", "ranknum.")):  # the latter PEFT does not save
                 continue
             key = f"{_PREFIX}{checkpoint_names[name]}.{_key(inner, adapter)}"
             stored[f"{name}.{inner}"] = Stored(key, parameter.shape, _rows(inner, parameter, entry, whole.config))

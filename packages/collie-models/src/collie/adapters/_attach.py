@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collie.adapters._adalora import allocate_ranks
 from collie.adapters._adapter import Adapter, adapter_of, remember, stored_in_place, stored_tensors
 from collie.adapters._dora import Magnitude, adapted_norms
 from collie.adapters._parts import divide
@@ -14,7 +15,7 @@ from collie.adapters._supported import PROMPTS, kind_of, refuse_unsupported
 from collie.adapters._targets import Sites, find_sites
 from collie.adapters._values import initial_values
 from collie.interfaces import ConfigError, ParallelSizeError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized
 from collie.parallel import (
     Stages,
     Topology,
@@ -45,8 +46,8 @@ def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: s
 
     Args:
         model: made by `from_pretrained` or `from_config`; without an optimizer yet.
-        peft_config: LoRA (rsLoRA and DoRA among it) in every layout, IA3 and prompts where tp_size and pp_size are 1.
-            With inference_mode nothing is trained.
+        peft_config: LoRA (rsLoRA and DoRA among it) in every layout, AdaLoRA, IA3 and prompts where tp_size and pp_size
+            are 1. With inference_mode nothing is trained.
         adapter_name: what PEFT calls it; it is not in saved files.
 
     Raises:
@@ -55,6 +56,8 @@ def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: s
     """
     config = model.collie_config
     refuse_unsupported(peft_config, config)
+    if kind_of(peft_config) == "ADALORA" and model.dtype is torch.float16:
+        raise ConfigError("AdaLoRA adds to gradients what float16's loss scaling does not reach. Use bfloat16.")
     _refuse_used(model)
     if kind_of(peft_config) in PROMPTS:
         return wrap_with_prompts(model, peft_config, adapter_name)
@@ -62,6 +65,8 @@ def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: s
     with torch.device("meta"):
         whole = type(model)(config)
     sites = find_sites(whole, peft_config, adapter_name)
+    if is_quantized(model):
+        _refuse_on_quantized(sites)
     if model.stages is not None:
         _refuse_idle_stages(sites, model.stages)
     frozen = frozenset(whole_name(name, p) for name, p in model.named_parameters() if not p.requires_grad)
@@ -76,6 +81,8 @@ def add_adapter(model: CollieModelForCausalLM, peft_config: Any, adapter_name: s
     materialise(model, config, topology, dtype, initial_values(sites.config, config, dtype, norms))
     for _, layer in _present(model, sites):
         _borrow(layer, adapter_name)
+    if kind_of(peft_config) == "ADALORA" and not peft_config.inference_mode:
+        allocate_ranks(model, dict(_present(model, sites)), adapter_name, sites.config, config)
     remember(model, Adapter(adapter_name, sites.config, tuple(sites.layers), stored, frozenset(in_place), frozen))
     return model
 
@@ -91,6 +98,16 @@ def _refuse_used(model: CollieModelForCausalLM) -> None:
         raise ConfigError(
             "an adapter is a set of new parameters, and an optimizer holds the model's present ones. "
             "Add the adapter before the optimizer and the Trainer are made."
+        )
+
+
+def _refuse_on_quantized(sites: Sites) -> None:
+    if getattr(sites.config, "use_dora", False):
+        raise ConfigError("use_dora=True: magnitudes are of whole rows, and the weights are quantized. Use LoRA.")
+    if inside := sorted(name for name in sites.in_place if name.startswith("layers.")):
+        raise ConfigError(
+            f"modules_to_save has {inside[0]}, which is quantized and cannot be trained. Leave it out, or name it in "
+            f"llm_int8_skip_modules of quantization_config."
         )
 
 
@@ -131,7 +148,7 @@ def _row_norms(model: CollieModelForCausalLM, sites: Sites, adapter: str, topolo
 def _wrap(model: CollieModelForCausalLM, name: str, layer: nn.Module, adapter: str, topology: Topology) -> None:
     """Put a layer of PEFT around the module `name` of this rank, with what the rank needs of its parameters."""
     part = model.get_submodule(name)
-    if hasattr(layer, "lora_A"):
+    if isinstance(getattr(layer, "lora_A", None), nn.ModuleDict):
         divide(layer, adapter, name, part, topology)
     magnitudes = getattr(layer, _MAGNITUDE, {})
     if adapter in magnitudes:
@@ -151,10 +168,11 @@ def _borrow(layer: nn.Module, adapter: str) -> None:
     if adapter in magnitudes:
         maps = (getattr(layer, name) for name in ("base_layer", "lora_A", "lora_B"))
         borrow(magnitudes[adapter], (parameter for map_ in maps for parameter in map_.parameters()))
-    if isinstance(scales := getattr(layer, "ia3_l", None), nn.ParameterDict):
-        borrow(layer, scales.parameters())
+    for own in (module for module in layer.children() if isinstance(module, nn.ParameterDict)):
+        borrow(layer, own.parameters())
 
 
 def _choose_trained(model: CollieModelForCausalLM, in_place: frozenset[str], trains: bool) -> None:
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trains and (is_added(parameter) or whole_name(name, parameter) in in_place))
+        chosen = is_added(parameter) and ".ranknum." not in name  # AdaLoRA's, a constant
+        parameter.requires_grad_(trains and (chosen or whole_name(name, parameter) in in_place))

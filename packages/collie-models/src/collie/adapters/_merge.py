@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from collie.adapters._adapter import Adapter, adapter_of, forget
 from collie.adapters._dora import adapted_norms, maps_of
 from collie.interfaces import ConfigError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized
 from collie.parallel import (
     RowLinear,
     Topology,
@@ -38,6 +38,11 @@ def merge(model: Model) -> Model:
     adapter = adapter_of(model)
     if adapter is None:
         raise ConfigError("the model has no adapter to merge.")
+    if is_quantized(model):
+        raise ConfigError(
+            "merge: the weights are quantized, and sums with them would be rounded to 4 or 8 bits. Save the adapter, "
+            "load it into a model without quantization_config, and merge it there."
+        )
     topology = active_topology()
     close_engine(model)
     here = {name for name, _ in model.named_modules()}
@@ -57,6 +62,8 @@ def _merge_layer(model: CollieModelForCausalLM, name: str, adapter: Adapter, top
     base = layer.get_submodule("base_layer")
     if hasattr(layer, "ia3_l"):
         _merge_scales(layer, cast(nn.Linear, base), adapter.name, topology)
+    elif isinstance(layer.lora_A, nn.ParameterDict):
+        _merge_triplet(layer, base, adapter.name, topology)
     else:
         _merge_lora(layer, base, adapter.name, topology)
     parent, _, last = name.rpartition(".")
@@ -87,6 +94,15 @@ def _merge_scales(layer: nn.Module, base: nn.Linear, adapter: str, topology: Top
     replace_part(base.get_parameter("weight"), _float(base, "weight", topology) * scale, topology)
     if base.bias is not None and not layer.is_feedforward:
         replace_part(base.get_parameter("bias"), _float(base, "bias", topology) * scale.flatten(), topology)
+
+
+def _merge_triplet(layer: nn.Module, base: nn.Module, adapter: str, topology: Topology) -> None:
+    """AdaLoRA's P·Λ·Q, as PEFT scales it."""
+    names = ("lora_A", "lora_E", "lora_B", "ranknum")
+    q, diagonal, p, rank = (_float(layer.get_submodule(name), adapter, topology) for name in names)
+    scaling: float = layer.scaling[adapter]  # type: ignore[index, assignment]  # PEFT's dict
+    delta = p @ (q * diagonal) * scaling / (rank + 1e-5)
+    replace_part(base.get_parameter("weight"), _float(base, "weight", topology) + delta, topology)
 
 
 def _float(module: nn.Module, name: str, topology: Topology) -> Tensor:

@@ -9,10 +9,10 @@ from collie.adapters._adapter import adapter_of
 from collie.adapters._attach import add_adapter
 from collie.adapters._files import read_adapter, read_config, write_adapter, write_files
 from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_of_saved, wrap_with_prompts
-from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_rank_allocation, refuse_unsupported
+from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_unsupported
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError
-from collie.models import CollieModelForCausalLM
+from collie.models import CollieModelForCausalLM, is_quantized, keep_trainable
 from collie.parallel import active_topology, full_parameters, refill, together
 
 
@@ -86,19 +86,51 @@ def load_peft(
     return model
 
 
-def refuse_unfit_adapter(model: nn.Module, config: CollieConfig) -> None:
-    """Refuse to train a model without the adapter that the config asks for, or with one that steps know nothing of.
+def prepare_to_train(model: nn.Module, config: CollieConfig, optimizer: Any = None) -> None:
+    """Refuse to train a model without the adapter that it needs, and let bitsandbytes' maps stay trainable.
 
     Raises:
-        ConfigError: `peft_config` asks for an adapter, and the model has none; or it is AdaLoRA's.
+        ConfigError: `peft_config` asks for an adapter, and the model has none; or its weights are quantized, and it has
+            none; or it is AdaLoRA's around a model of transformers, or under an optimizer that owns the backward pass.
     """
     for asked in getattr(model, "peft_config", {}).values():
-        refuse_rank_allocation(kind_of(asked))
-    if config.uses_peft and adapter_of(model) is None and not isinstance(model, peft_module().PeftModel):
+        if kind_of(asked) == "ADALORA":
+            raise ConfigError(
+                "AdaLoRA in PEFT's wrapper needs its update_and_allocate after each step, which the Trainer does for "
+                "CoLLiE's own models alone. Use one of these, or LoRA."
+            )
+    adapter = adapter_of(model)
+    if adapter is not None and kind_of(adapter.config) == "ADALORA" and hasattr(optimizer, "fused_backward"):
         raise ConfigError(
-            f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
-            f"from_pretrained(path, config), and one of transformers with peft.get_peft_model(model, "
-            f"config.peft_config), before the optimizer."
+            f"{type(optimizer).__name__} updates while gradients are computed, and AdaLoRA weighs those of a whole "
+            f"step. Use an optimizer of torch, or LoRA."
+        )
+    keep_trainable(model)
+    quantized = is_quantized(model)
+    if not (config.uses_peft or quantized) or adapter is not None or hasattr(model, "peft_config"):
+        return
+    if quantized:
+        raise ConfigError(
+            "quantized weights are not trained, and the model has no adapter. Set peft_config before from_pretrained, "
+            "or wrap a model of transformers in peft.get_peft_model, before the optimizer."
+        )
+    raise ConfigError(
+        f"peft_config asks for {kind_of(config.peft_config)}, and the model has no adapter. Make CoLLiE's own with "
+        f"from_pretrained(path, config), and one of transformers with peft.get_peft_model(model, config.peft_config), "
+        f"before the optimizer."
+    )
+
+
+def refuse_wrapper(model: nn.Module, doing: str) -> None:
+    """Refuse to write a model that PEFT has wrapped as if it were a plain one.
+
+    Raises:
+        ConfigError: it is a PeftModel; `doing` begins the sentence.
+    """
+    if hasattr(model, "peft_config"):
+        raise ConfigError(
+            f"{doing}: the model has an adapter of PEFT, which is no part of its weights. Save the adapter with "
+            f"save_peft, or train on and merge it with PEFT's merge_and_unload afterwards."
         )
 
 

@@ -18,6 +18,11 @@ _FIELDS = {
         *("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern"),
         *("rank_pattern", "alpha_pattern"),
     },
+    "ADALORA": {
+        *("lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform"),
+        *("layers_pattern", "target_r", "init_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight"),
+        *("total_step", "r"),
+    },
     "IA3": {"target_modules", "feedforward_modules", "exclude_modules", "modules_to_save"},
 }
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")  # parameters before the tokens, or in the cache
@@ -47,7 +52,6 @@ def refuse_unsupported(peft_config: Any, config: CollieConfig) -> None:
         ParallelSizeError: the kind is there in other layouts.
     """
     kind = kind_of(peft_config)
-    refuse_rank_allocation(kind)
     if kind not in (*_FIELDS, *PROMPTS):
         raise ConfigError(
             f"peft_type={kind!r} is not there for CoLLiE's own models. Use one of {', '.join((*_FIELDS, *PROMPTS))}, "
@@ -66,22 +70,8 @@ def refuse_unsupported(peft_config: Any, config: CollieConfig) -> None:
         _refuse_options(peft_config, kind)
 
 
-def refuse_rank_allocation(kind: str) -> None:
-    """Refuse AdaLoRA, on whatever model.
-
-    Raises:
-        ConfigError: it is what is asked for.
-    """
-    if kind == "ADALORA":
-        raise ConfigError(
-            "peft_type='ADALORA' deals ranks out by gradients of whole parameters, between the backward pass and the "
-            "update, and adds a term to the loss once a step. The Trainer has neither. Use LORA, with a rank_pattern "
-            "where layers need other ranks."
-        )
-
-
 def _refuse_options(peft_config: Any, kind: str) -> None:
-    standard = type(peft_config)()
+    standard = type(peft_config)(total_step=1) if kind == "ADALORA" else type(peft_config)()  # it must be given
     for field in fields(peft_config):
         name, asked = field.name, getattr(peft_config, field.name)
         usual = getattr(standard, name)

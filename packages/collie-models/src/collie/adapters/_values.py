@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collie.adapters._supported import kind_of
 from collie.config import CollieConfig
 from collie.models import generator_for
 from collie.parallel import Fill
 
-_KIND = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector|ia3_l)\.")
+_KIND = re.compile(r"\.(lora_A|lora_B|lora_E|ranknum|ia3_l)\.")
 
 
 def initial_values(peft_config: Any, config: CollieConfig, dtype: torch.dtype, norms: Mapping[str, Tensor]) -> Fill:
@@ -29,6 +30,8 @@ def initial_values(peft_config: Any, config: CollieConfig, dtype: torch.dtype, n
     draws: dict[str, Callable[[Tensor, torch.Generator], Any]] = {
         "lora_A": _draw_first(peft_config),
         "lora_B": _draw_second(peft_config),
+        "lora_E": lambda whole, generator: whole.zero_(),
+        "ranknum": lambda whole, generator: whole.fill_(peft_config.init_r),
         "ia3_l": lambda whole, generator: whole.fill_(1.0),
     }
 
@@ -47,15 +50,23 @@ def initial_values(peft_config: Any, config: CollieConfig, dtype: torch.dtype, n
 
 
 def _draw_first(peft_config: Any) -> Callable[[Tensor, torch.Generator], Any]:
+    if kind_of(peft_config) == "ADALORA":
+        return _narrow
     if getattr(peft_config, "init_lora_weights", True) == "gaussian":
         return lambda whole, generator: nn.init.normal_(whole, std=1 / whole.shape[0], generator=generator)
     return _as_torch_draws_linear
 
 
 def _draw_second(peft_config: Any) -> Callable[[Tensor, torch.Generator], Any]:
+    if kind_of(peft_config) == "ADALORA":
+        return _narrow
     if getattr(peft_config, "init_lora_weights", True) is False:
         return _as_torch_draws_linear
     return lambda whole, generator: whole.zero_()
+
+
+def _narrow(whole: Tensor, generator: torch.Generator) -> None:
+    nn.init.normal_(whole, std=0.02, generator=generator)
 
 
 def _as_torch_draws_linear(whole: Tensor, generator: torch.Generator) -> None:

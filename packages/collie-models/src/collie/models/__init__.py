@@ -2,6 +2,7 @@
 
 from collie.models._generation import CausalLMOutput
 from collie.models._initialise import generator_for
+from collie.models._quantize import is_quantized, keep_trainable
 from collie.models._registry import find_family, register
 from collie.models._steps import require_values
 from collie.models.base import CollieModelForCausalLM
@@ -37,6 +38,8 @@ __all__ = [
     "Qwen3ForCausalLM",
     "find_family",
     "generator_for",
+    "is_quantized",
+    "keep_trainable",
     "register",
     "require_values",
 ]

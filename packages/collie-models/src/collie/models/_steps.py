@@ -12,9 +12,10 @@ from transformers import PretrainedConfig
 
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, ParallelSizeError
+from collie.models._quantize import check_quantization, is_quantized, quantize_on_the_way
 from collie.models._stages import keep_stages
 from collie.models.weights import Checkpoint, local_folder, open_reader
-from collie.parallel import Fill, Plan, Stream, Topology, is_added, mark_copy, together
+from collie.parallel import Fill, Plan, Stream, Topology, is_added, mark_copy, materialise, together
 
 if TYPE_CHECKING:
     from collie.models.base import CollieModelForCausalLM
@@ -27,7 +28,7 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
 
     Raises:
         ParallelSizeError: the config asks to split a family that has no plan for it.
-        ConfigError: the config asks for an adapter that is not there, or for quantized weights.
+        ConfigError: the config asks for an adapter or a quantization that is not there.
     """
     stage_3 = "" if config.zero_stage == 3 else ", and ZeRO stage 3 in ds_config where the model does not fit"
     if config.tp_size != 1 and own_plan(family) is None:
@@ -41,14 +42,20 @@ def refuse_unsupported(family: "type[Model]", config: CollieConfig) -> None:
         refuse_adapter(config.peft_config, config)
     if getattr(config.model_config, "quantization_config", None):
         raise ConfigError(
-            "the checkpoint's config.json has a quantization_config: its weights are quantized, and CoLLiE's own "
-            "models are not in this version. Give a checkpoint in bfloat16, float16 or float32."
+            "the checkpoint's config.json has a quantization_config: its weights are quantized already, and CoLLiE's "
+            "own models quantize what they read. Give a checkpoint in bfloat16, float16 or float32."
         )
     if config.uses_quantization:
-        raise ConfigError(
-            "quantization_config: CoLLiE's own models are not quantized in this version. Leave it out, or load the "
-            "model with transformers' AutoModelForCausalLM."
-        )
+        check_quantization(config)
+
+
+def give_weights(
+    model: "CollieModelForCausalLM", config: CollieConfig, topology: Topology, dtype: torch.dtype, fill: Fill
+) -> None:
+    """Materialise a model, its linear maps quantized where the config asks for it."""
+    if config.uses_quantization:
+        quantize_on_the_way(model, topology, dtype, fill)
+    materialise(model, config, topology, dtype, fill)
 
 
 def adapted(model: "Model") -> "Model":
@@ -67,15 +74,29 @@ def adapted(model: "Model") -> "Model":
 
 
 def refuse_unmerged(model: "CollieModelForCausalLM", doing: str) -> None:
-    """Refuse to do with the weights alone what would leave a model's adapter out.
+    """Refuse to do with the weights alone what would leave a model's adapter out, or needs them unquantized.
 
     Raises:
-        ConfigError: the model has an adapter; `doing` begins the sentence.
+        ConfigError: the model has an adapter, or quantized weights; `doing` begins the sentence.
     """
+    refuse_quantized(model, doing)
     if any(is_added(parameter) for parameter in model.parameters()):
         raise ConfigError(
             f"{doing}: the model has an adapter, which is no part of its weights. Save the adapter with "
             f"collie.adapters.save_peft, or merge it into the weights with collie.adapters.merge first."
+        )
+
+
+def refuse_quantized(model: "CollieModelForCausalLM", doing: str) -> None:
+    """Refuse to write or to replace quantized weights.
+
+    Raises:
+        ConfigError: the model has some; `doing` begins the sentence.
+    """
+    if is_quantized(model):
+        raise ConfigError(
+            f"{doing}: the weights are quantized. Save the adapter with collie.adapters.save_peft, and load it into a "
+            f"model without quantization_config for all else."
         )
 
 

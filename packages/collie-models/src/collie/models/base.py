@@ -14,7 +14,16 @@ from collie.models._dtype import choose_dtype
 from collie.models._initialise import initialiser
 from collie.models._registry import find_family
 from collie.models._resize import resize
-from collie.models._steps import adapted, build, read_alike, refuse_unmerged, refuse_unsupported, split
+from collie.models._steps import (
+    adapted,
+    build,
+    give_weights,
+    read_alike,
+    refuse_quantized,
+    refuse_unmerged,
+    refuse_unsupported,
+    split,
+)
 from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
 from collie.module import LMHead
 from collie.parallel import (
@@ -22,7 +31,6 @@ from collie.parallel import (
     Stream,
     active_topology,
     full_parameters,
-    materialise,
     refill,
     setup_distribution,
 )
@@ -124,7 +132,7 @@ class CollieModelForCausalLM(Decoder):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config, folder)
-        materialise(model, config, topology, chosen, read_alike(folder, model, chosen, topology))
+        give_weights(model, config, topology, chosen, read_alike(folder, model, chosen, topology))
         model.source = folder
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -145,7 +153,7 @@ class CollieModelForCausalLM(Decoder):
         model = build(family, config)
         split(model, topology)
         chosen = choose_dtype(dtype, config)
-        materialise(model, config, topology, chosen, initialiser(config, chosen))
+        give_weights(model, config, topology, chosen, initialiser(config, chosen))
         if config.source is not None and Path(config.source).is_dir():
             model.source = Path(config.source)
         return adapted(model).eval()
@@ -172,6 +180,7 @@ class CollieModelForCausalLM(Decoder):
         """
         if unknown := set(hub) - set(_HUB):
             raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
+        refuse_quantized(self, f"load_weights({str(path_or_name)!r})")
         topology = active_topology()
         refill(self, topology, read_alike(path_or_name, self, self.dtype, topology, **hub))
 

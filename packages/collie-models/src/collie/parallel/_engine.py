@@ -154,6 +154,14 @@ class Engine:
         if refresh is not None:
             refresh()
 
+    def write_master(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give the optimizer's own copy of a parameter, where it has one, the values that the parameter was given.
+
+        Collective over the dp ranks; `value` is the whole parameter, of which each may hold a part.
+        """
+        if hasattr(parameter, "ds_id") or getattr(parameter, "_hp_mapping", None) is not None:
+            deepspeed_module().utils.safe_set_full_fp32_param(parameter, value)
+
     def close(self) -> None:
         """Take DeepSpeed's hooks off the model; the parameters stay as they are."""
         if self._guard is not None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from collie.adapters import refuse_unfit_adapter
 from collie.config import CollieConfig
 from collie.data import CollieDataLoader, check_rows
 from collie.interfaces import ConfigError
@@ -17,8 +16,7 @@ _ROWS_TO_CHECK = 256
 
 def refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
     """Say what this version does not do, before anything is begun."""
-    refuse_unfit_adapter(model, config)
-    if isinstance(model, CollieModelForCausalLM):
+    if _is_ours(model):
         return
     for field in ("tp_size", "pp_size"):
         if getattr(config, field) > 1:
@@ -36,7 +34,7 @@ def refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
 def enable_checkpointing(model: nn.Module, config: CollieConfig) -> None:
     """Switch checkpointing on in a model that CoLLiE did not make, and that can; ours read the config themselves."""
     enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if config.checkpointing and enable is not None and not isinstance(model, CollieModelForCausalLM):
+    if config.checkpointing and enable is not None and not _is_ours(model):
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
@@ -72,3 +70,8 @@ def as_list(one_or_many: Any) -> list[Any]:
     if one_or_many is None:
         return []
     return list(one_or_many) if isinstance(one_or_many, list | tuple) else [one_or_many]
+
+
+def _is_ours(model: nn.Module) -> bool:
+    inside: Any = getattr(model, "get_base_model", lambda: model)  # of PEFT's wrapper
+    return isinstance(inside(), CollieModelForCausalLM)

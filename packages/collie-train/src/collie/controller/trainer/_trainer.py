@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from collie.adapters import load_peft, save_peft
+from collie.adapters import after_update, load_peft, prepare_to_train, save_peft
 from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
@@ -113,6 +113,7 @@ class Trainer:
             raise ConfigError("data_provider and server were both given: a server has its own data_provider.")
         refuse_what_is_not_there(model, config)
         enable_checkpointing(model, config)
+        prepare_to_train(model, config, optimizer)
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.topology = setup_distribution(config)
         self.loss_fn = loss_fn if loss_fn is not None else GPTLMLoss()
@@ -405,6 +406,8 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
+        if result.applied:
+            after_update(self.model)
         advance(self.lr_scheduler, result)
         self._steps.finished += 1
         self._position.finished, self._position.step = self._steps.finished, self.batch_idx + 1

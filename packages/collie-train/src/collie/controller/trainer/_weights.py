@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from collie.adapters import refuse_wrapper
 from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
 from collie.parallel import Topology, full_parameters, together
@@ -17,9 +18,10 @@ def save_model(model: nn.Module, topology: Topology, path: str | Path, tokenizer
     A model of transformers is gathered on the CPU of rank 0, which writes it by the model's own `save_pretrained`.
 
     Raises:
-        ConfigError: the model cannot write itself.
+        ConfigError: the model cannot write itself, or has an adapter.
         CheckpointError: the file system refused; on every rank.
     """
+    refuse_wrapper(model, f"save_model({str(path)!r})")
     if isinstance(model, CollieModelForCausalLM):
         model.save_pretrained(path, **arguments)
     elif hasattr(model, "save_pretrained"):
