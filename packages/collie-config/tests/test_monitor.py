@@ -243,6 +243,20 @@ def test_disk_traffic_is_a_rate_of_one_disk(monkeypatch, events, clock):
     assert events.values() == {"disk_read": 500.0, "disk_write": 250.0}
 
 
+def test_disk_traffic_counts_partitions_once(monkeypatch, events, clock):
+    """sda1 is a part of sda; which are whole disks, the system says."""
+    reading = SimpleNamespace(read_bytes=0, write_bytes=0)
+    disks = dict.fromkeys(("sda", "sda1", "sdb"), reading)
+    counters(monkeypatch, "disk_io_counters", disks)
+    monkeypatch.setattr(module._resources.os.path, "exists", lambda path: path in ("/sys/block/sda", "/sys/block/sdb"))
+    monitor = DiskIOMonitor(CollieConfig())
+    monitor.bind(context(events))
+    with monitor:
+        clock.time += 1.0
+        disks.update(dict.fromkeys(disks, SimpleNamespace(read_bytes=100, write_bytes=50)))
+    assert events.values() == {"disk_read": 200.0, "disk_write": 100.0}
+
+
 def test_a_machine_without_counters_measures_nothing(monkeypatch, events):
     monkeypatch.setattr(psutil, "disk_io_counters", lambda **which: None)
     monitor = DiskIOMonitor(CollieConfig())

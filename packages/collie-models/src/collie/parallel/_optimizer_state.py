@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from collie.interfaces import CheckpointError
+from collie.parallel._added import whole_name
 from collie.parallel._cut import cut_of
-from collie.parallel._logical import Held, Part, held_whole, whole_name, whole_shape
+from collie.parallel._logical import Held, Part, held_whole, whole_shape
 from collie.parallel._materialise import Fill, copy_elements
 from collie.parallel._shard import part_shape, shard_of
 from collie.parallel._state_places import Place, places, relink, stepped
@@ -167,7 +168,7 @@ def put_state(model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topo
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
     """Map each parameter to its whole parameter's name; a tied weight's copy to that of its original."""
     return {
-        parameter: original_of(parameter) or whole_name(parameter, name) for name, parameter in model.named_parameters()
+        parameter: original_of(parameter) or whole_name(name, parameter) for name, parameter in model.named_parameters()
     }
 
 

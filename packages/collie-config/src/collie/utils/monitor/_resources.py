@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import psutil
 
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError, nearest
 from collie.utils.monitor._base import BaseMonitor, Item
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryMonitor(BaseMonitor):
@@ -97,6 +98,13 @@ class NetworkIOMonitor(_TrafficMonitor):
         return psutil.net_io_counters(pernic=True, nowrap=False).get(self.interface)
 
 
+class _Bytes(NamedTuple):
+    """Bytes of several disks, named as psutil names those of one."""
+
+    read_bytes: int
+    write_bytes: int
+
+
 class DiskIOMonitor(_TrafficMonitor):
     """Bytes a second that this machine reads and writes, on one disk or on all, as disk_read and disk_write.
 
@@ -109,12 +117,19 @@ class DiskIOMonitor(_TrafficMonitor):
 
     def __init__(self, config: CollieConfig, disk: str | None = None) -> None:
         super().__init__(config)
-        self.disk = _known("disk", disk, psutil.disk_io_counters(perdisk=True) or {})
+        disks = psutil.disk_io_counters(perdisk=True) or {}
+        self.disk = _known("disk", disk, disks)
+        # a partition's bytes are its disk's, too; psutil would look at each step which of them are disks
+        self._whole = [name for name in disks if os.path.exists(f"/sys/block/{name}")]
 
     def _counters(self) -> Any:
-        if self.disk is None:
+        if self.disk is None and not self._whole:
             return psutil.disk_io_counters(nowrap=False)
-        return (psutil.disk_io_counters(perdisk=True, nowrap=False) or {}).get(self.disk)
+        disks = psutil.disk_io_counters(perdisk=True, nowrap=False) or {}
+        if self.disk is not None:
+            return disks.get(self.disk)
+        there = [disks[name] for name in self._whole if name in disks]
+        return _Bytes(sum(disk.read_bytes for disk in there), sum(disk.write_bytes for disk in there))
 
 
 def memory_in_use() -> int:
@@ -130,13 +145,11 @@ def _initialised_cuda() -> Any:
 
 
 def _resident_bytes() -> int:
-    return int(_process(os.getpid()).memory_info().rss)
-
-
-@functools.cache
-def _process(pid: int) -> psutil.Process:
-    """This process, found once: a forked one has another pid."""
-    return psutil.Process(pid)
+    try:
+        with open("/proc/self/statm", "rb") as file:  # what psutil reads on Linux, in a third of the time
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return int(psutil.Process().memory_info().rss)
 
 
 def _known(field: str, name: str | None, counters: dict[str, Any]) -> str | None:

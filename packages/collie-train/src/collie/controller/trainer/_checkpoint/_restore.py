@@ -14,10 +14,10 @@ from collie.controller.trainer._checkpoint._position import position_in
 from collie.controller.trainer._checkpoint._random import put_random_numbers
 from collie.controller.trainer._checkpoint._run import Position, Run, kind_of
 from collie.controller.trainer._checkpoint._saved import SavedState
-from collie.controller.trainer._checkpoint._snapshot import STATE, rank_file
+from collie.controller.trainer._checkpoint._snapshot import ADAPTER_INDEX, STATE, rank_file
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
-from collie.models.weights import Checkpoint, open_reader
+from collie.models.weights import Checkpoint, open_indexed, open_reader
 from collie.parallel import part_shape, put_state, refill, set_seed
 
 
@@ -58,6 +58,11 @@ def _check_kind(run: Run, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _put_weights(run: Run, folder: Path) -> None:
+    if run.adapter is not None:
+        shapes = {name: stored.shape for name, stored in run.adapter.stored.items()}
+        adapter = Checkpoint(open_indexed(folder / TRAINING / ADAPTER_INDEX), run.names, run.model_config, shapes)
+        refill(run.model, run.topology, adapter.fill(torch.float32), only=run.keeps)  # its dtype may be another
+        return
     if isinstance(run.model, CollieModelForCausalLM):
         run.model.load_weights(folder)
         return

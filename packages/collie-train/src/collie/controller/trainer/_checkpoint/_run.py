@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from collie.adapters import Adapter, AdapterNames, adapter_of
 from collie.callbacks import CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint._encode import encode
@@ -46,9 +47,20 @@ class Run:
     trainer: Any
 
     @property
+    def adapter(self) -> Adapter | None:
+        """The adapter of a model of ours. A checkpoint has it in the place of the weights, which stay as they were."""
+        return adapter_of(self.model)
+
+    @property
     def names(self) -> StateNames:
         """What names the model's tensors in its checkpoints."""
-        return self.model.names if isinstance(self.model, CollieModelForCausalLM) else SameNames(self.buffers)
+        if not isinstance(self.model, CollieModelForCausalLM):
+            return SameNames(self.buffers)
+        return self.model.names if self.adapter is None else AdapterNames(self.model.names, self.adapter.stored)
+
+    def keeps(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a checkpoint has the values of a parameter, called so in the whole model."""
+        return self.adapter is None or name in self.adapter.stored
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:

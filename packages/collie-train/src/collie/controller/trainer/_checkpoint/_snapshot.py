@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from collie.adapters import refuse_unresumable
 from collie.controller.trainer._checkpoint._encode import encode
 from collie.controller.trainer._checkpoint._files import Content, Written
 from collie.controller.trainer._checkpoint._manifest import TRAINING, Manifest, describe_files, write_manifest
@@ -35,6 +36,7 @@ from collie.parallel import (
 )
 
 STATE, INDEX, NUMBERS = "state.json", "optimizer.index.json", "optimizer.json"
+ADAPTER_INDEX = "adapter.index.json"
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "collie-models", "collie-train")
 _Numbers = dict[str, dict[str, Number]]
 _Groups = list[tuple[dict[str, Any], list[str]]]
@@ -89,18 +91,23 @@ def take_snapshot(run: Run, position: Position) -> Snapshot:
 
     def tell() -> _Told:
         nonlocal state
+        if run.adapter is not None:
+            refuse_unresumable(run.adapter)
         if run.optimizer is not None:
             state = take_state(run.model, run.optimizer, topology)
-        held.extend([*held_weights(run.model, topology), *_buffers(run), *state.tensors])
+        held.extend([*held_weights(run.model, topology, run.keeps), *_buffers(run), *state.tensors])
         documents[f"{TRAINING}/{STATE}"] = run.described(position)
         groups = [(encode(options, "the optimizer's groups"), names) for options, names in state.groups]
         return _Told([one.described() for one in held], state.numbers, groups)
 
     told = together(topology, "The training's state cannot be kept in a checkpoint", tell)
     tasks = share_out([one.tensors for one in told], topology)
-    weights = plan_shards([task for task in tasks if task.key == WEIGHT], "model", topology.world_size)
+    stem = "model" if run.adapter is None else f"{TRAINING}/adapter"
+    weights = plan_shards([task for task in tasks if task.key == WEIGHT], stem, topology.world_size)
     states = plan_shards([task for task in tasks if task.key != WEIGHT], f"{TRAINING}/optimizer", topology.world_size)
-    if len(weights) > 1:
+    if run.adapter is not None:
+        documents[f"{TRAINING}/{ADAPTER_INDEX}"] = index_of(weights, run.names)
+    elif len(weights) > 1:
         documents["model.safetensors.index.json"] = index_of(weights, run.names)
     documents[f"{TRAINING}/{INDEX}"] = index_of(states, run.names)
     documents[f"{TRAINING}/{NUMBERS}"] = {

@@ -1,0 +1,42 @@
+"""What a checkpoint of an adapter's training calls its tensors, and what of an adapter no checkpoint can keep."""
+
+from collections.abc import Mapping
+
+from collie.adapters._adapter import Adapter, Stored
+from collie.adapters._supported import kind_of
+from collie.interfaces import CheckpointError
+from collie.models.weights import Names, Rename, Reorder
+
+
+class AdapterNames:
+    """The names of a model with an adapter: PEFT's for what the adapter trains, and the family's for all else.
+
+    See `collie.models.weights.StateNames`.
+    """
+
+    def __init__(self, names: Names, stored: Mapping[str, Stored]) -> None:
+        self._names, self._stored = names, stored
+
+    def to_checkpoint(self, ours: str) -> tuple[str, Rename]:
+        """Return the name of our parameter there, and the entry that orders its rows."""
+        stored = self._stored.get(ours)
+        if stored is None:
+            return self._names.to_checkpoint(ours)
+        return stored.key, Reorder(stored.key, ours, lambda config, total: stored.rows)
+
+    def ignores(self, checkpoint: str) -> bool:
+        """Whether the checkpoint's tensor is known to be no parameter."""
+        return self._names.ignores(checkpoint)
+
+
+def refuse_unresumable(adapter: Adapter) -> None:
+    """Refuse an adapter whose training goes on from more than its tensors and an optimizer's state.
+
+    Raises:
+        CheckpointError: it is AdaLoRA, whose estimates of importance and masks are PEFT's own and in no file.
+    """
+    if kind_of(adapter.config) == "ADALORA":
+        raise CheckpointError(
+            "AdaLoRA's training cannot be resumed: what it has learnt of its parameters' importance is in no file. "
+            "Save the adapter with save_peft, or train LoRA where the training must be resumable."
+        )
