@@ -16,8 +16,8 @@ from collie.module._loss import IGNORE_INDEX, GPTLMLoss
 def targets(batch: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Return a batch's labels [B, S] with `ignore_index` at each position that is no target.
 
-    Rows without labels learn all their tokens. A row's first token is none, be there padding before it or not: nothing
-    predicts it, and prompts that an adapter puts before it are not to.
+    Rows without labels learn all their tokens. A row's first token is no target where padding stands before it, as it
+    is none without padding: nothing predicts it.
 
     Raises:
         DataError: the batch has neither labels nor input_ids.
@@ -26,7 +26,6 @@ def targets(batch: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) -> Tenso
     if not isinstance(labels, Tensor):
         raise DataError(f"a batch's loss needs labels or input_ids, and this batch has {', '.join(sorted(batch))}.")
     ignored = labels == IGNORE_INDEX
-    ignored[:, 0] = True
     mask = batch.get("attention_mask")
     if isinstance(mask, Tensor):
         padding = mask == 0
@@ -58,6 +57,7 @@ def token_loss(
     inputs = model_inputs(model, batch)
     if accepts(model, "return_logits"):
         labels = labels.masked_fill(labels == loss.ignore_index, IGNORE_INDEX)
+        labels[:, 0] = IGNORE_INDEX  # no target as it is, and none after prompts that PEFT puts before it
         result: Tensor = call(**inputs, labels=labels, return_logits=False, num_items_in_batch=divisor).loss
         return result
     return loss.sum(as_dict(call(**inputs))["logits"], labels)[0] / divisor
