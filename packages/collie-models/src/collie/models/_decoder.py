@@ -7,11 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from collie.config import CollieConfig
 from collie.models._generation import CausalLMOutput, Generates
+from collie.models._recompute import run_again
 from collie.models._stages import StageCache, relayed
 from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
 from collie.parallel import Stages, Stream
@@ -148,7 +148,7 @@ class Decoder(nn.Module, Generates):
         again = self.collie_config.checkpointing and self.training and torch.is_grad_enabled() and cache is None
         for layer in self.layers.values() if names is None else (self.layers[name] for name in names):
             if again:
-                x_BSE = checkpoint(self.stream.bound(layer), x_BSE, rope, mask, None, use_reentrant=False)
+                x_BSE = run_again(layer, self.stream.bound(layer), x_BSE, rope, mask, None)
             else:
                 x_BSE = layer(x_BSE, rope, mask, cache)
         return x_BSE

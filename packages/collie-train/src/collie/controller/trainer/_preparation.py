@@ -34,8 +34,13 @@ def refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
 def enable_checkpointing(model: nn.Module, config: CollieConfig) -> None:
     """Switch checkpointing on in a model that CoLLiE did not make, and that can; ours read the config themselves."""
     enable: Any = getattr(model, "gradient_checkpointing_enable", None)
-    if config.checkpointing and enable is not None and not _is_ours(model):
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not config.checkpointing or enable is None or _is_ours(model):
+        return
+    # frozen weights that ZeRO-3 splits are not there anymore when torch's newer way uses them: see models/_recompute.py
+    reentrant = config.zero_stage == 3 and not all(parameter.requires_grad for parameter in model.parameters())
+    if reentrant:
+        model.enable_input_require_grads()  # type: ignore[operator]  # of a model that can be checkpointed
+    enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
 def check_training_rows(dataset: Any) -> None:
