@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from toy_training import make_config, make_model, rows, sgd, snapshot
+from toy_training import LR, make_config, make_model, rows, sgd, snapshot
 
 from collie.controller.trainer import Trainer
 from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
+from collie.optim import Lomo
 from collie.testing import run_ranks
 
 
@@ -17,10 +18,10 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.delenv("COLLIE_RUN_DIR", raising=False)
 
 
-def reported(config, dtype=torch.float32):
+def reported(config, make=lambda model: sgd(model.parameters())):
     """The norm and the loss of each step of an epoch, and the weights after it."""
-    model = make_model(config, dtype)
-    trainer = Trainer(model, config, optimizer=sgd(model.parameters()), train_dataset=rows())
+    model = make_model(config)
+    trainer = Trainer(model, config, optimizer=make(model), train_dataset=rows())
     done = [trainer._update(micro_batches) for micro_batches in trainer.train_dataloader.iterate(0)]
     return [step.grad_norm for step in done], [step.loss_value for step in done], snapshot(model, trainer)
 
@@ -75,6 +76,28 @@ def test_the_norm_counts_what_ranks_share_once(split):
 
     expected, _ = run_ranks(1, bare)[0]
     for norms in run_ranks(2, run):
+        assert norms == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "layout"),
+    [
+        (1, 0, {"micro": 4}),
+        (2, 0, {"micro": 2}),
+        (2, 3, {"micro": 2}),
+        (1, 0, {"micro": 2, "accumulate": 2}),
+        (2, 0, {"micro": 4, "tp_size": 2}),
+        (2, 0, {"micro": 2, "accumulate": 2, "pp_size": 2}),
+    ],
+)
+def test_lomo_tells_the_norm_of_what_it_applied(ranks, stage, layout):
+    """Without clipping, and so without a backward pass that only measures."""
+
+    def run():
+        return reported(make_config(stage, **layout), lambda model: Lomo(model, lr=LR))[0]
+
+    expected, _ = run_ranks(1, bare)[0]
+    for norms in run_ranks(ranks, run):
         assert norms == pytest.approx(expected, rel=1e-4)
 
 

@@ -88,6 +88,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         self.overflowed = False
         self._draws = _draws(model, parameters) if stochastic_rounding else None
         self._measured = False
+        self._squares: list[tuple[Shard, Tensor]] | None = None  # of the gradients that the last step applied
         self._scale = 1.0  # what clip_grad_norm leaves of a gradient in the coming pass
         self._kept = KeptGradients()
         names = {parameter: whole for (_, whole), parameter in named(model)}
@@ -144,6 +145,16 @@ class FusedOptimizer(torch.optim.Optimizer):
             self.scaled(loss).backward(retain_graph=not self.needs_second_forward)
         return self._measure(squares)
 
+    def applied_norm(self) -> float | None:
+        """Return the norm of the whole gradient that the last step applied, before clipping; None where there was none.
+
+        Collective. It costs one pass over each gradient while it is there, and no second backward pass.
+        """
+        if self._squares is None:
+            return None
+        squares, self._squares = self._squares, None
+        return squared_norm(squares, self.topology).sqrt().item()
+
     def fused_backward(self, loss: Tensor, lr: float | None = None) -> bool:
         """Backpropagate and update every parameter on the way; return whether it did: not where float16 overflows.
 
@@ -160,7 +171,7 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "clip_grad_norm and float16 need the gradient's norm first: "
                 "call grad_norm(loss) before fused_backward(loss)."
             )
-        self._measured = False
+        self._measured, self._squares = False, []
         if self.overflowed:
             return False
         groups = self._group_of_each()
@@ -206,7 +217,7 @@ class FusedOptimizer(torch.optim.Optimizer):
             held = list(gradients)
             norm = self._measure((shard, squared(grad)) for shard, grad in held)
             gradients = (held.pop() for _ in range(len(held)))
-        self._measured = False
+        self._measured, self._squares = False, []
         if self.overflowed:
             return norm
         for shard, grad in gradients:
@@ -288,6 +299,8 @@ class FusedOptimizer(torch.optim.Optimizer):
 
     def _apply(self, shard: Shard, grad: Tensor, group: dict[str, Any], lr: float | None) -> None:
         scale = self._scale
+        if self._squares is not None and not self.needs_norm:
+            self._squares.append((shard, squared(grad)))
         if self.loss_scaler is not None:
             grad, scale = grad.float(), scale / self.loss_scaler.loss_scale
         if scale != 1.0:

@@ -73,6 +73,7 @@ class FusedUpdate:
         weights = self._model.weights_of_both_ends()
         sum_over_ends([self._optimizer.accumulated(weight) for weight in weights], self._topology)
         norm = self._optimizer.apply_accumulated()
+        norm = norm if norm is not None else self._optimizer.applied_norm()
         return (norm, True) if not self._optimizer.overflowed else (None, False)
 
 

@@ -84,6 +84,8 @@ class FusedStep:
         if self._optimizer.has_accumulated:
             norm = self._optimizer.apply_accumulated()
             applied = not self._optimizer.overflowed
+        if norm is None and isinstance(share, Tensor):  # else the user's function applied it, or nobody
+            norm = self._optimizer.applied_norm()
         return StepResult(shares.reduce(), norm if applied else None, applied, shares.parts)
 
     def _averaged(self, share: Tensor) -> Tensor:
