@@ -174,6 +174,16 @@ def demo_smollm2(session: nox.Session) -> None:
 
 
 @nox.session(requires=["wheels"])
+def resume(session: nox.Session) -> None:
+    """SIGKILL of 2-rank trainings at 20 random moments, also while they save; resumed, they end bitwise alike."""
+    install(session, packages=("train",))
+    folder = pathlib.Path(session.create_tmp()) / "resume"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(ROOT / "packages" / "collie-train" / "tests", folder)  # what is beside a script is imported first
+    session.run("python", str(folder / "killed_runs.py"), "--kills", "20", *session.posargs, env=runtime())
+
+
+@nox.session(requires=["wheels"])
 def build(session: nox.Session) -> None:
     """What would be published: metadata checked, then installed from wheels and from sdists, every leaf imported."""
     session.install("-c", str(CONSTRAINTS), "twine", "hatchling")

@@ -1,5 +1,6 @@
 """Fixtures of the collie-train tests."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # toy_training, which several fi
 
 # tokenizers that used their threads here print a warning in each forked rank, unless they are told that this is known
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_parent():
+    """Ranks are forked from a process that has imported what they need."""
+    importlib.import_module("warm").warm()
 
 
 @pytest.fixture(scope="session")

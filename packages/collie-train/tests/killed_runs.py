@@ -22,12 +22,13 @@ import torch
 import torch.distributed as dist
 from resuming import NoisyRows, adamw, trainer_for
 from toy_training import snapshot
+from warm import warm
 
 from collie.callbacks import Callback
 from collie.testing import RankError, run_ranks
 
-CONFIG = {"stage": 1, "micro": 1, "dropout": 0.2, "train_epochs": 6, "dataloader_num_workers": 1}  # 30 steps
-SAVE_EVERY = 2  # steps
+CONFIG = {"stage": 1, "micro": 1, "dropout": 0.2, "train_epochs": 8, "dataloader_num_workers": 1}  # 40 steps
+SAVE_EVERY = 4  # steps
 _TIMEOUT = 120.0  # seconds for one attempt
 
 
@@ -104,6 +105,12 @@ def losses_in(folder):
     return found
 
 
+def seconds_of(folder):
+    """How long the training in a folder took, from its first step to its last."""
+    times = [path.stat().st_mtime for path in (folder / "checkpoints").iterdir()]
+    return (max(times) - min(times)) * len(times) / (len(times) - 1)
+
+
 def last_step(folder):
     lines = (folder / "rank-0.txt").read_text().splitlines() if (folder / "rank-0.txt").exists() else []
     return int(lines[-1].split()[0]) if lines else -1
@@ -139,29 +146,23 @@ def train_through(folder, kills, draw, expected, weights, tally):
 
 def kill_and_resume(folder, kills, seed):
     """Return the tally of so many kills. Raises AssertionError at the first difference."""
+    warm()
     chance = random.Random(seed)
     alone = folder / "alone"
     alone.mkdir()
     weights = run_ranks(2, attempt, alone, None, timeout=_TIMEOUT)[0]
     expected = losses_in(alone)
-    began = time.perf_counter()
-    run_ranks(2, attempt, _made(folder / "timed"), None, timeout=_TIMEOUT)
-    length = time.perf_counter() - began
+    length = seconds_of(alone)
 
     def draw():
         if (sum(tally.kills.values())) % 2:
-            return Kill(chance.uniform(0, 0.02), after_checkpoint=chance.randint(1, 6))
-        return Kill(chance.uniform(0, length / 3))
+            return Kill(chance.uniform(0, 0.02), after_checkpoint=chance.randint(1, 4))
+        return Kill(chance.uniform(0, 0.6 * length))
 
     tally = Tally()
     while (done := sum(tally.kills.values())) < kills:
         train_through(folder / f"run-{tally.trainings}", kills - done, draw, expected, weights, tally)
     return tally
-
-
-def _made(folder):
-    folder.mkdir()
-    return folder
 
 
 def main():
@@ -177,7 +178,7 @@ def main():
     for where, count in sorted(tally.kills.items()):
         print(f"  {count:3d} {where}")
     print(f"  after the steps {', '.join(map(str, sorted(tally.steps)))} (-1: before the first)")
-    print(f"{tally.trainings} trainings of 30 steps in {tally.attempts} attempts, {time.perf_counter() - began:.0f} s")
+    print(f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {time.perf_counter() - began:.0f} s")
     print(f"{tally.compared} losses and the last weights of each training: bitwise those of the run left alone")
 
 

@@ -47,6 +47,30 @@ def adafactor(model):
     return torch.optim.Adafactor(model.parameters(), lr=0.01)
 
 
+class Blocks(torch.optim.Optimizer):
+    """SGD whose step is divided by the largest gradient there ever was in a block of four elements."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                flat = torch.nn.functional.pad(parameter.grad.flatten(), (0, -parameter.numel() % 4)).view(-1, 4)
+                state = self.state[parameter]
+                largest = torch.maximum(state.get("largest", torch.zeros(len(flat))), flat.abs().amax(1))
+                state["largest"] = largest
+                step = (flat / (largest[:, None] + 1e-6)).flatten()[: parameter.numel()]
+                parameter.add_(step.view_as(parameter), alpha=-group["lr"])
+
+
+def blocks(model):
+    return Blocks(model.parameters(), lr=0.01)
+
+
 def lomo(model):
     return Lomo(model, lr=0.05)
 
@@ -59,6 +83,8 @@ def trainer_for(optimizer, callbacks, dtype=torch.float32, dataset=None, **confi
     config = make_config(**config)
     model = make_model(config, dtype)
     dataset = rows() if dataset is None else dataset
+    if optimizer is None:  # ds_config's
+        return Trainer(model, config, train_dataset=dataset, callbacks=callbacks)
     return Trainer(
         model, config, optimizer=optimizer(model), lr_scheduler=warm_up, train_dataset=dataset, callbacks=callbacks
     )

@@ -1,5 +1,7 @@
 """Checkpoints with training state: what follows a resume is what would have followed."""
 
+import json
+
 import pytest
 import torch
 from resuming import (
@@ -8,6 +10,7 @@ from resuming import (
     adafactor,
     adamw,
     assert_goes_on_bitwise,
+    blocks,
     interrupted,
     lomo,
     momentum,
@@ -74,6 +77,66 @@ def test_two_ranks_go_on_bitwise(tmp_path, optimizer, dtype, layouts):
 
     for results in zip(*run_ranks(2, run), strict=True):
         assert_goes_on_bitwise(results)
+
+
+DEEPSPEED = {
+    "its own optimizer and schedule": {
+        "zero_optimization": {"stage": 1},
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 0.01, "warmup_num_steps": 10}},
+    },
+    "gradients dealt in turn": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+    "sub-groups": {"zero_optimization": {"stage": 3, "sub_group_size": 2000}},
+    "optimizer on the host": {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+}
+
+
+@pytest.mark.parametrize("name", DEEPSPEED)
+def test_what_ds_config_asks_for_goes_on_bitwise(tmp_path, name):
+    ds_config = DEEPSPEED[name] | {"bf16": {"enabled": True}}
+    optimizer = None if "optimizer" in ds_config else adamw
+
+    def run():
+        return interrupted(
+            optimizer, tmp_path / "c", train_epochs=2, micro=2, dtype=torch.bfloat16, ds_config=ds_config
+        )
+
+    assert_goes_on_bitwise(run_ranks(2, run))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_float16_goes_on_bitwise_with_its_loss_scale(tmp_path, stage):
+    """DeepSpeed trains float16 on GPUs alone; told that this CPU is one that can, it does here, too."""
+    ds_config = {
+        "zero_optimization": {"stage": stage},
+        "fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 2},
+    }
+
+    def run():
+        from deepspeed.accelerator import get_accelerator
+
+        kind = type(get_accelerator())
+        kind.is_fp16_supported = lambda self: True
+        kind.supported_dtypes = lambda self: [torch.float32, torch.float16]
+        both = interrupted(adamw, tmp_path / "c", train_epochs=2, micro=2, dtype=torch.float16, ds_config=ds_config)
+        scale = json.loads((tmp_path / "c/training/state.json").read_text())["scaler"]["cur_scale"]
+        return both, scale
+
+    both, scales = zip(*run_ranks(1, run), strict=True)
+    assert_goes_on_bitwise(both)
+    assert scales[0] > 2**8  # it has grown, so a scale that began anew would show
+
+
+def test_states_in_blocks_go_on_in_their_layout_and_are_refused_in_others(tmp_path):
+    def run():
+        return interrupted(blocks, tmp_path / "c", train_epochs=2, **LAYOUTS["zero1"])
+
+    def elsewhere():
+        train(blocks, Losses(), resume=tmp_path / "c", train_epochs=2, micro=4)
+
+    assert_goes_on_bitwise(run_ranks(2, run))
+    error = run_ranks(1, elsewhere, return_exceptions=True)[0]
+    assert "holds an optimizer's state in blocks that belong to its layout" in str(error.exception)
 
 
 @pytest.mark.parametrize("optimizer", [adamw, lomo])

@@ -65,12 +65,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Content]) -> Written:
     encoded = json.dumps(header, ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % _ALIGNMENT)
     with open(path, "wb") as file:
-        crc, size = 0, 0
-        for data in (len(encoded).to_bytes(8, "little"), encoded):
-            crc, size = zlib.crc32(data, crc), size + file.write(data)
+        head = len(encoded).to_bytes(8, "little") + encoded
+        crc, size = zlib.crc32(head), file.write(head)
         for _, content in ordered:
             for block in content.blocks():
-                data = memoryview(block.reshape(-1).view(torch.uint8).numpy())
+                data = block.reshape(-1).view(torch.uint8).numpy().data
                 crc, size = zlib.crc32(data, crc), size + file.write(data)
         file.flush()
         os.fsync(file.fileno())

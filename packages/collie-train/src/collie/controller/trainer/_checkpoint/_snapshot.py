@@ -179,7 +179,8 @@ def _merged_groups(told: Iterable[_Groups]) -> list[dict[str, Any]]:
             group = next((one for one in merged if one["options"] == options), None)
             if group is None:
                 merged.append(group := {"options": options, "parameters": []})
-            group["parameters"] += [name for name in names if name not in set(group["parameters"])]
+            known = set(group["parameters"])
+            group["parameters"] += [name for name in names if name not in known]
     return merged
 
 

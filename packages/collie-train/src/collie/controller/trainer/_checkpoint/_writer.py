@@ -29,8 +29,7 @@ class Job:
     stage: where it is written: what `Target.prepare` gave rank 0.
     number: of this checkpoint among those of the run, the same on every rank.
     files: by their paths in the folder, in memory; they are let go of one by one.
-    complete: called on rank 0 with its local folder and all that was written; adds what there is once, the manifest
-        too.
+    complete: called on rank 0 with its local folder and all that was written; adds what there is once.
     done: called on rank 0 in the thread when the checkpoint lies in its place.
     """
 
