@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from collie.interfaces import CheckpointError
 from collie.parallel._cut import cut_of
-from collie.parallel._logical import Held, Part, whole_name, whole_shape
+from collie.parallel._logical import Held, Part, held_whole, whole_name, whole_shape
 from collie.parallel._materialise import Fill, copy_elements
 from collie.parallel._shard import part_shape, shard_of
 from collie.parallel._state_places import Place, places, relink, stepped
@@ -204,9 +204,7 @@ def _sort(
             name = names[place.parameter]
             copied = original_of(place.parameter) is not None
             if key in shared or key in other:
-                state.tensors.append(
-                    Held(name, FIXED + key, value.shape, (Part(value.shape, None, 0, value.view(-1)),))
-                )
+                state.tensors += [held_whole(name, FIXED + key, value)] if not copied else []
             elif not isinstance(value, Tensor) or value.shape != place.shape:
                 state.numbers.setdefault(name, {})[key] = _number(value)
             elif not copied:
