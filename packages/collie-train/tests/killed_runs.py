@@ -58,6 +58,10 @@ class Diary(Callback):
         self.root, self.folder, self.kill = folder, folder / "checkpoints", kill
         self.begun = threading.Event()
 
+    @property
+    def checkpoint_folder(self):
+        return str(self.folder)
+
     def on_train_begin(self, trainer):
         self.file = open(self.root / f"rank-{trainer.topology.rank}.txt", "a")  # noqa: SIM115  # until the kill
         processes = [None] * trainer.topology.world_size
