@@ -148,12 +148,12 @@ def test_auto_takes_the_newest_whole_one(tmp_path):
     """Of callbacks that have a folder, and of the run's; damaged ones are passed over, and without any it begins."""
 
     class Saver(Losses):
-        checkpoint_folder = str(tmp_path / "kept")
+        checkpoint_folder = tmp_path / "kept"
 
         def on_train_batch_end(self, trainer, loss):
             super().on_train_batch_end(trainer, loss)
             if trainer.global_batch_idx < 3:
-                trainer.save_checkpoint(f"{self.checkpoint_folder}/step-{trainer.global_batch_idx}", wait=False)
+                trainer.save_checkpoint(self.checkpoint_folder / f"step-{trainer.global_batch_idx}", wait=False)
 
     def run():
         return sorted(train(lomo, Saver(), resume="auto", train_epochs=2, micro=5)[0])
