@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from collie.parallel._added import Choice, of_the_model, whole_name
 from collie.parallel._cut import Cut, cut_of
 from collie.parallel._shard import is_partitioned, part_shape, shard_of
 from collie.parallel._tied import original_of
@@ -106,20 +105,22 @@ def held_whole(name: str, key: str, tensor: Tensor) -> Held:
     return Held(name, key, tensor.shape, (Part(tensor.shape, None, 0, tensor.detach().reshape(-1)),))
 
 
-def held_weights(model: nn.Module, topology: Topology, only: Choice = of_the_model) -> list[Held]:
-    """Return this rank's weights, by default all but those of adapters.
-
-    A tied weight's copy on the last pipeline stage is none of them.
-    """
+def held_weights(model: nn.Module, topology: Topology) -> list[Held]:
+    """Return this rank's weights; a tied weight's copy on the last pipeline stage is none of them."""
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        whole = whole_name(name, parameter)
-        if original_of(parameter) is None and only(whole, parameter):
-            found.setdefault(whole, []).append(parameter)
+        if original_of(parameter) is None:
+            found.setdefault(whole_name(parameter, name), []).append(parameter)
     return [
         Held(name, WEIGHT, whole_shape(parameters[0]), tuple(_weight(p, topology) for p in parameters))
         for name, parameters in found.items()
     ]
+
+
+def whole_name(parameter: nn.Parameter, name: str) -> str:
+    """The name of the whole parameter that this one, called `name` here, is a part of."""
+    cut = cut_of(parameter)
+    return cut.name if cut is not None else name
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:

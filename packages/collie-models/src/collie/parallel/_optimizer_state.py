@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from collie.interfaces import CheckpointError
-from collie.parallel._added import whole_name
 from collie.parallel._cut import cut_of
-from collie.parallel._logical import WEIGHT, Held, Part, held_whole, whole_shape
+from collie.parallel._logical import Held, Part, held_whole, whole_name, whole_shape
 from collie.parallel._materialise import Fill, copy_elements
 from collie.parallel._shard import part_shape, shard_of
 from collie.parallel._state_places import Place, places, relink, stepped
@@ -144,7 +143,7 @@ def put_state(model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topo
         after: dict[str, Any] = {}
         device = shard_of(owner, topology).data.device if isinstance(owner, nn.Parameter) else owner.device
         for key in dict.fromkeys(key for place in owned for key in saved.keys(names[place.parameter])):
-            if key in (MASTER, WEIGHT):
+            if key == MASTER:
                 continue
             dtype = next(saved.dtype(names[p.parameter], key) for p in owned if key in saved.keys(names[p.parameter]))
             after[key] = _room(before.get(key), owned[0].shape, dtype, device)
@@ -168,7 +167,7 @@ def put_state(model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topo
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
     """Map each parameter to its whole parameter's name; a tied weight's copy to that of its original."""
     return {
-        parameter: original_of(parameter) or whole_name(name, parameter) for name, parameter in model.named_parameters()
+        parameter: original_of(parameter) or whole_name(parameter, name) for name, parameter in model.named_parameters()
     }
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from collie.adapters import save_peft
 from collie.controller.trainer._checkpoint._folder import Folder, Target, newest_first
 from collie.controller.trainer._checkpoint._manifest import Manifest, check_contents, read_manifest
 from collie.controller.trainer._checkpoint._remote import RemoteFolder, is_url, newest_remote
@@ -60,20 +59,15 @@ class Checkpoints:
         self._count += 1
         folder, topology = target(path), self._run.topology
         failing = f"The checkpoint {folder.path} could not be written"
-        stage: str | None = None
         try:
             stage = together(topology, failing, lambda: self._prepare(folder))[0]
-            assert stage is not None
-            if self._run.adapter is not None:  # small, and PEFT's to write
-                save_peft(self._run.model, folder.local(stage) if topology.rank == 0 else stage, self._run.adapter)
         except CheckpointError as error:
-            if topology.rank == 0 and stage is not None:
-                folder.discard(stage)
             if wait:
                 raise
             if topology.rank == 0:
                 self._alert(folder.path, error)
             return
+        assert stage is not None
         try:
             snapshot = take_snapshot(self._run, position)
         except BaseException:

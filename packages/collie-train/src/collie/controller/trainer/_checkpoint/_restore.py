@@ -18,7 +18,7 @@ from collie.controller.trainer._checkpoint._snapshot import STATE, rank_file
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import Checkpoint, open_reader
-from collie.parallel import WEIGHT, part_shape, put_state, refill, set_seed
+from collie.parallel import part_shape, put_state, refill, set_seed
 
 
 def restore(run: Run, folder: Path, manifest: Manifest) -> Position:
@@ -32,7 +32,7 @@ def restore(run: Run, folder: Path, manifest: Manifest) -> Position:
     _check_kind(run, folder, state)
     position = position_in(run, Position(**state["position"]), state["data"])
     saved = SavedState(run, folder, manifest)
-    _put_weights(run, folder, saved)
+    _put_weights(run, folder)
     if run.optimizer is not None:
         put_state(run.model, run.optimizer, run.topology, saved)
     for name, scheduler in run.schedulers().items():
@@ -49,7 +49,6 @@ def _check_kind(run: Run, folder: Path, state: dict[str, Any]) -> None:
     for what, saved, here in (
         ("weights in", state["dtype"], run.dtype),
         ("the optimizer", state["optimizer"], kind_of(run.optimizer)),
-        ("the adapter", state["adapter"], run.adapter or "none"),
     ):
         if saved != here and here is not None:
             raise CheckpointError(
@@ -58,10 +57,7 @@ def _check_kind(run: Run, folder: Path, state: dict[str, Any]) -> None:
             )
 
 
-def _put_weights(run: Run, folder: Path, saved: SavedState) -> None:
-    if run.adapter is not None:
-        refill(run.model, run.topology, saved.fill(WEIGHT), only=lambda name, _: WEIGHT in saved.keys(name))
-        return
+def _put_weights(run: Run, folder: Path) -> None:
     if isinstance(run.model, CollieModelForCausalLM):
         run.model.load_weights(folder)
         return

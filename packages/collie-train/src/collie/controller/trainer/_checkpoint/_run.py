@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from collie.adapters import Adapter, adapter_of
 from collie.callbacks import CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint._encode import encode
 from collie.data import CollieDataLoader
 from collie.models import CollieModelForCausalLM
-from collie.models.weights import Rename, Reorder, SameNames, StateNames
-from collie.parallel import Topology, is_added, scaler_state, set_scaler_state
+from collie.models.weights import SameNames, StateNames
+from collie.parallel import Topology, scaler_state, set_scaler_state
 
 
 @dataclass
@@ -29,22 +28,6 @@ class Position:
     epoch: int = 0
     step: int = 0
     first_epoch: int = 0
-
-
-class AdapterNames:
-    """PEFT's names of an adapter's tensors, and their row order in its files; the family's of all others."""
-
-    def __init__(self, family: StateNames, adapter: Adapter) -> None:
-        self._family, self._adapter = family, adapter
-
-    def to_checkpoint(self, ours: str) -> tuple[str, Rename]:
-        stored = self._adapter.stored.get(ours)
-        if stored is None:
-            return self._family.to_checkpoint(ours)
-        return stored.key, Reorder(stored.key, ours, order=lambda config, total: stored.rows)
-
-    def ignores(self, checkpoint: str) -> bool:
-        return self._family.ignores(checkpoint)
 
 
 @dataclass
@@ -65,25 +48,12 @@ class Run:
     @property
     def names(self) -> StateNames:
         """What names the model's tensors in its checkpoints."""
-        if not isinstance(self.model, CollieModelForCausalLM):
-            return SameNames(self.buffers)
-        adapter = adapter_of(self.model)
-        return self.model.names if adapter is None else AdapterNames(self.model.names, adapter)
-
-    @property
-    def adapter(self) -> str | None:
-        """The name of the adapter that is trained; then a checkpoint holds what is trained alone, and no base model."""
-        own = adapter_of(self.model)
-        return own.name if own is not None else next(iter(getattr(self.model, "peft_config", {})), None)
-
-    def saves(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a parameter's values belong to a checkpoint."""
-        return self.adapter is None or parameter.requires_grad or is_added(parameter)
+        return self.model.names if isinstance(self.model, CollieModelForCausalLM) else SameNames(self.buffers)
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
         """The buffers that belong to a checkpoint of the model; CoLLiE's own models compute theirs from the config."""
-        if isinstance(self.model, CollieModelForCausalLM) or self.adapter is not None:
+        if isinstance(self.model, CollieModelForCausalLM):
             return {}
         saved = self.model.state_dict(keep_vars=True)
         return {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
@@ -148,7 +118,6 @@ class Run:
             "data": self.data(),
             "dtype": self.dtype,
             "optimizer": kind_of(self.optimizer),
-            "adapter": self.adapter or "none",
             "scaler": encode(self.scaler_state(), "the loss scaler"),
             "schedulers": {name: encode(one.state_dict(), name) for name, one in self.schedulers().items()},
             "callbacks": {name: encode(state, f"callback {name}") for name, state in states.items()},

@@ -15,7 +15,7 @@ from collie.controller.trainer._checkpoint._files import Content, Written
 from collie.controller.trainer._checkpoint._manifest import TRAINING, Manifest, describe_files, write_manifest
 from collie.controller.trainer._checkpoint._random import take_random_numbers
 from collie.controller.trainer._checkpoint._run import Position, Run
-from collie.controller.trainer._checkpoint._shards import Shard, index_of, plan_shards
+from collie.controller.trainer._checkpoint._shards import Shard, index_of, name_in_file, plan_shards
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import Description, file_order, write_description
 from collie.parallel import (
@@ -91,17 +91,15 @@ def take_snapshot(run: Run, position: Position) -> Snapshot:
         nonlocal state
         if run.optimizer is not None:
             state = take_state(run.model, run.optimizer, topology)
-        held.extend([*held_weights(run.model, topology, run.saves), *_buffers(run), *state.tensors])
+        held.extend([*held_weights(run.model, topology), *_buffers(run), *state.tensors])
         documents[f"{TRAINING}/{STATE}"] = run.described(position)
         groups = [(encode(options, "the optimizer's groups"), names) for options, names in state.groups]
         return _Told([one.described() for one in held], state.numbers, groups)
 
     told = together(topology, "The training's state cannot be kept in a checkpoint", tell)
     tasks = share_out([one.tensors for one in told], topology)
-    of_the_model = [task for task in tasks if task.key == WEIGHT and run.adapter is None]
-    others = [task for task in tasks if task.key != WEIGHT or run.adapter is not None]
-    weights = plan_shards(of_the_model, "model", topology.world_size, as_state=False)
-    states = plan_shards(others, f"{TRAINING}/optimizer", topology.world_size, as_state=True)
+    weights = plan_shards([task for task in tasks if task.key == WEIGHT], "model", topology.world_size)
+    states = plan_shards([task for task in tasks if task.key != WEIGHT], f"{TRAINING}/optimizer", topology.world_size)
     if len(weights) > 1:
         documents["model.safetensors.index.json"] = index_of(weights, run.names)
     documents[f"{TRAINING}/{INDEX}"] = index_of(states, run.names)
@@ -127,7 +125,7 @@ class _ModelFiles:
     def __init__(self, run: Run) -> None:
         self._description: Description | None = None
         self._configs: list[Any] = []
-        if run.topology.rank != 0 or run.adapter is not None:  # the adapter's own files are there already
+        if run.topology.rank != 0:
             return
         if isinstance(run.model, CollieModelForCausalLM):
             self._description = run.model.description()
@@ -151,14 +149,14 @@ def _buffers(run: Run) -> list[Held]:
 
 def _copied(run: Run, tasks: list[Task], held: list[Held], shards: list[Shard]) -> dict[str, dict[str, Content]]:
     """Return this rank's tensors by file, with the row order of checkpoints."""
-    place = {(task.name, task.key): shard for shard in shards for task in shard.tasks}
+    place = {(task.name, task.key): shard.name for shard in shards for task in shard.tasks}
     files: dict[str, dict[str, Content]] = {}
     for task, tensor in assemble(tasks, held, run.topology):
         rows = None
         if not task.key.startswith(FIXED):
             _, rows = file_order(run.names, run.model_config, task.name, tensor.shape)
-        shard = place[task.name, task.key]
-        files.setdefault(shard.name, {})[shard.name_of(task, run.names)] = Content(tensor, rows)
+        file = files.setdefault(place[task.name, task.key], {})
+        file[name_in_file(task, run.names)] = Content(tensor, rows)
     return files
 
 
