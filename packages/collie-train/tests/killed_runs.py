@@ -189,9 +189,9 @@ def main():
     for where, count in sorted(tally.kills.items()):
         print(f"  {count:3d} {where}")
     print(f"  after the steps {', '.join(map(str, sorted(tally.steps)))} (-1: before the first)")
-    print(
-        f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {tally.resumed} from a checkpoint on, {time.perf_counter() - began:.0f} s"
-    )
+    seconds = time.perf_counter() - began
+    print(f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {seconds:.0f} s;")
+    print(f"  {tally.resumed} attempts went on from a checkpoint")
     print(f"{tally.compared} losses and the last weights of each training: bitwise those of the run left alone")
 
 
