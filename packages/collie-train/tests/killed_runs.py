@@ -49,6 +49,7 @@ class Tally:
     attempts: int = 0
     trainings: int = 0
     compared: int = 0  # losses
+    resumed: int = 0  # attempts that began after a checkpoint
 
 
 class Diary(Callback):
@@ -58,8 +59,15 @@ class Diary(Callback):
         self.root, self.folder, self.kill = folder, folder / "checkpoints", kill
         self.begun = threading.Event()
 
+    @property
+    def checkpoint_folder(self):
+        return str(self.folder)
+
     def on_train_begin(self, trainer):
         self.file = open(self.root / f"rank-{trainer.topology.rank}.txt", "a")  # noqa: SIM115  # until the kill
+        if trainer.topology.rank == 0:
+            with open(self.root / "begun.txt", "a") as file:
+                print(trainer.global_batch_idx, file=file)
         processes = [None] * trainer.topology.world_size
         dist.all_gather_object(processes, os.getpid())
         if self.kill is not None and trainer.topology.rank == 0:
@@ -133,6 +141,8 @@ def train_through(folder, kills, draw, expected, weights, tally):
         writing = any((folder / "checkpoints").glob(".*.partial.*"))
         tally.kills["while a checkpoint was written" if writing else "between checkpoints"] += 1
         tally.steps.append(last_step(folder))
+    begun = [int(line) for line in (folder / "begun.txt").read_text().split()]
+    tally.resumed += sum(step >= 0 for step in begun)
     for place, values in losses_in(folder).items():
         assert values == expected[place], f"rank, step {place}: {values}, and left alone {expected[place]}"
         tally.compared += 1
@@ -162,6 +172,7 @@ def kill_and_resume(folder, kills, seed):
     tally = Tally()
     while (done := sum(tally.kills.values())) < kills:
         train_through(folder / f"run-{tally.trainings}", kills - done, draw, expected, weights, tally)
+    assert tally.resumed, "no attempt found a checkpoint"
     return tally
 
 
@@ -178,7 +189,9 @@ def main():
     for where, count in sorted(tally.kills.items()):
         print(f"  {count:3d} {where}")
     print(f"  after the steps {', '.join(map(str, sorted(tally.steps)))} (-1: before the first)")
-    print(f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {time.perf_counter() - began:.0f} s")
+    seconds = time.perf_counter() - began
+    print(f"{tally.trainings} trainings of 40 steps in {tally.attempts} attempts, {seconds:.0f} s;")
+    print(f"  {tally.resumed} attempts went on from a checkpoint")
     print(f"{tally.compared} losses and the last weights of each training: bitwise those of the run left alone")
 
 

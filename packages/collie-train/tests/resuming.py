@@ -5,7 +5,7 @@ from toy_training import make_config, make_model, rows, snapshot
 
 from collie.callbacks import Callback
 from collie.controller.trainer import Trainer
-from collie.optim import Lomo
+from collie.optim import AdaLomo, Lomo
 
 
 class Losses(Callback):
@@ -73,6 +73,10 @@ def blocks(model):
 
 def lomo(model):
     return Lomo(model, lr=0.05)
+
+
+def adalomo(model):
+    return AdaLomo(model, lr=0.01)
 
 
 def warm_up(optimizer):

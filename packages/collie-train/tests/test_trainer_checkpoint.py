@@ -8,6 +8,7 @@ from resuming import (
     Losses,
     NoisyRows,
     adafactor,
+    adalomo,
     adamw,
     assert_goes_on_bitwise,
     blocks,
@@ -27,7 +28,7 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.delenv("COLLIE_RUN_DIR", raising=False)
 
 
-@pytest.mark.parametrize("optimizer", [adamw, momentum, adafactor, lomo])
+@pytest.mark.parametrize("optimizer", [adamw, momentum, adafactor, lomo, adalomo])
 def test_one_process_goes_on_bitwise(tmp_path, optimizer):
     """Twenty steps and more after the checkpoint, with dropout, a warm-up and rows that are drawn as they are read."""
 
@@ -66,6 +67,7 @@ LAYOUTS = {
         (adamw, torch.float32, ["tp2", "pp2 zero1"]),
         (momentum, torch.float32, ["tp2 zero3", "zero2"]),
         (lomo, torch.float32, ["dp2", "zero3", "tp2", "pp2 zero1"]),
+        (adalomo, torch.bfloat16, ["dp2", "zero3", "tp2 zero3", "pp2 zero1"]),
     ],
 )
 def test_two_ranks_go_on_bitwise(tmp_path, optimizer, dtype, layouts):
@@ -139,7 +141,7 @@ def test_states_in_blocks_go_on_in_their_layout_and_are_refused_in_others(tmp_pa
     assert "holds an optimizer's state in blocks that belong to its layout" in str(error.exception)
 
 
-@pytest.mark.parametrize("optimizer", [adamw, lomo])
+@pytest.mark.parametrize("optimizer", [adamw, lomo, adalomo])
 def test_a_checkpoint_goes_on_in_other_layouts(tmp_path, optimizer):
     """Saved by one process and in each layout of two ranks; resumed in others, with the losses of one process."""
     onwards = {
