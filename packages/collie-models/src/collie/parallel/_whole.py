@@ -77,6 +77,8 @@ class Whole:
 
     def marginals(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """Return this rank's shares of the sums over columns [R] and over rows [C] of a matrix [r, c]."""
+        if self._undivided:
+            return matrix.sum(1), matrix.sum(0)
         rows, columns = (matrix.new_zeros(length) for length in self.matrix_shape)
         sums = matrix.sum(1)
         for band in self._bands():
@@ -86,6 +88,8 @@ class Whole:
 
     def rows_of(self, vector: Tensor, matrix: Tensor) -> Tensor:
         """Take of a vector [R] what belongs to the rows of this rank's matrix: [r, 1]; 1 for a vocabulary's padding."""
+        if self._undivided:
+            return vector.unsqueeze(1)
         taken = vector.new_ones(matrix.shape[0])
         for band in self._bands():
             taken[band.at : band.at + band.rows] = vector[band.start : band.start + band.rows]
@@ -94,6 +98,11 @@ class Whole:
     def columns_of(self, vector: Tensor) -> Tensor:
         """Take of a vector [C] what belongs to the columns of this rank's matrix: [c]."""
         return vector[self._columns]
+
+    @property
+    def _undivided(self) -> bool:
+        """Whether this rank holds all of it, which many small kernels of a step then need not find out."""
+        return not self.shard.partitioned and cut_of(self.shard.parameter) is None
 
     @property
     def _part(self) -> torch.Size:
