@@ -66,7 +66,7 @@ def test_checkpointing_gives_the_same_gradients_bit_for_bit(family, use_flash, m
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_recomputation_where_there_is_no_backward(family, monkeypatch):
     model = make(family, checkpointing=True)
-    monkeypatch.setattr("collie.models._decoder.checkpoint", lambda *a, **k: pytest.fail("nothing to recompute for"))
+    monkeypatch.setattr("collie.models._recompute.checkpoint", lambda *a, **k: pytest.fail("nothing to recompute for"))
     with torch.no_grad():
         model(IDS)
     model.eval()(IDS)

@@ -132,7 +132,7 @@ def edit(folder, change):
 
 def test_a_missing_tensor_is_named_before_anything_is_made(folder, monkeypatch):
     edit(folder, lambda tensors: [tensors.pop(f"model.layers.{i}.mlp.up_proj.weight") for i in (0, 1)])
-    monkeypatch.setattr("collie.models.base.materialise", lambda *a: pytest.fail("made before it was checked"))
+    monkeypatch.setattr("collie.models.base.give_weights", lambda *a: pytest.fail("made before it was checked"))
     with pytest.raises(
         CheckpointError, match=r"'model.layers.0.mlp.up_proj.weight' \(our layers.0.mlp.up.weight, .*nor 1 others"
     ):
@@ -141,7 +141,7 @@ def test_a_missing_tensor_is_named_before_anything_is_made(folder, monkeypatch):
 
 def test_a_misshapen_tensor_is_named_with_both_shapes_and_its_file(folder, monkeypatch):
     edit(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}))
-    monkeypatch.setattr("collie.models.base.materialise", lambda *a: pytest.fail("made before it was checked"))
+    monkeypatch.setattr("collie.models.base.give_weights", lambda *a: pytest.fail("made before it was checked"))
     with pytest.raises(
         CheckpointError, match=r"'model.norm.weight' in .*model.safetensors has shape \(31,\), .* asks for \(32,\)"
     ):

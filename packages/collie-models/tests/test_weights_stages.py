@@ -74,7 +74,7 @@ def save_in_vain(folder, stage_that_fails, where):
     model = stage(False, 2)
     topology = setup_distribution(model.collie_config)
     if topology.pp_rank == stage_that_fails:
-        module, function = {"shard": (_shards, "save_file"), "description": (_writer, "_describe")}[where]
+        module, function = {"shard": (_shards, "save_file"), "description": (_writer, "write_description")}[where]
         setattr(module, function, no_space)
     with pytest.raises(CheckpointError) as caught:
         model.save_pretrained(folder, max_shard_size="9KB")

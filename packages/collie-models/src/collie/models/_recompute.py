@@ -15,10 +15,10 @@ def run_again(layer: nn.Module, run: Callable[..., Tensor], x_BSE: Tensor, *args
     layer: whose parameters `run` uses.
     """
     if not has_frozen_slices(layer):
-        return checkpoint(run, x_BSE, *args, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(run, x_BSE, *args, use_reentrant=False)
     # the other way runs backward inside of backward, and sees no gradient where nothing before the layer is trained
     begin = x_BSE if x_BSE.requires_grad else x_BSE.detach().requires_grad_()
-    return checkpoint(run, begin, *args, use_reentrant=True)  # type: ignore[no-any-return]
+    return checkpoint(run, begin, *args, use_reentrant=True)
 
 
 def has_frozen_slices(module: nn.Module) -> bool:
