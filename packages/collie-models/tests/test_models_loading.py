@@ -65,6 +65,15 @@ def test_the_family_is_found(case, family):
     assert type(family.from_pretrained(golden(case))) is family
 
 
+def test_a_config_of_a_familys_own_class_serves_the_family_again():
+    """Made of a plain one, which states its model_type and leaves it out of to_dict."""
+    plain = toy_moss_config()
+    assert plain.to_dict()["model_type"] == ""
+    adopted = find_family(plain).adopt(plain)
+    assert (type(adopted), adopted.model_type) == (Moss003MoonConfig, "moss")
+    assert find_family(adopted) is Moss003MoonForCausalLM
+
+
 def test_unknown_model_types_are_refused_with_the_known_ones():
     with pytest.raises(
         ConfigError,

@@ -87,7 +87,8 @@ class CollieModelForCausalLM(Decoder):
         """
         if cls.config_class is None or isinstance(model_config, cls.config_class):
             return model_config
-        adopted: PretrainedConfig = cls.config_class.from_dict(model_config.to_dict())
+        described = model_config.to_dict() | {"model_type": model_config.model_type}  # a plain config leaves it out
+        adopted: PretrainedConfig = cls.config_class.from_dict(described)
         return adopted
 
     @classmethod
