@@ -105,10 +105,21 @@ def test_detach_ls_and_stop(tui, python, worker, until):
     assert again.returncode == 0 and again.stdout == f"{run['id']} is stopped already.\n"
 
 
+def follow(command, env=None):
+    """Start it as a terminal does: heeding Ctrl+C, which what a shell has put into the background is born deaf to."""
+
+    def heed():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=heed
+    )
+
+
 def test_ctrl_c_leaves_the_job_running(launch, python, worker, until):
     """It says so, and how to come back and how to stop."""
     command = [*COMMAND, "run", "--nproc", "2", "--python", str(python), "--name", "kept", str(worker), *ENDLESS]
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    follower = follow(command)
     until(lambda: follower.stdout.readline().startswith("» step 1/"))
     follower.send_signal(signal.SIGINT)
     _, told = follower.communicate(timeout=20)
@@ -124,9 +135,7 @@ def test_ctrl_c_leaves_the_job_running(launch, python, worker, until):
 def test_ctrl_c_while_the_job_is_starting_ends_it(launch, python, worker, until, slow_start):
     """And says so: no job is left behind in silence."""
     command = [*COMMAND, "run", "--nproc", "1", "--python", str(python), "--name", "early", str(worker), *ENDLESS]
-    follower = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **slow_start}
-    )
+    follower = follow(command, {**os.environ, **slow_start})
     until(lambda: jobs.ls() and jobs.ls()[0].step)
     follower.send_signal(signal.SIGINT)
     _, told = follower.communicate(timeout=20)
@@ -184,7 +193,7 @@ def test_an_evaluation_without_numbers_has_no_hole(make_run, capsys):
 def test_a_stopped_job_is_neither_success_nor_failure(launch, python, worker, until):
     """Whoever follows a job that somebody else stops gets 3."""
     command = [*COMMAND, "run", "--nproc", "2", "--python", str(python), "--name", "seen", str(worker), *ENDLESS]
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    follower = follow(command)
     until(lambda: follower.stdout.readline().startswith("» step 1/"))
     until(lambda: jobs.status(jobs.find("seen")).state is State.RUNNING)
     jobs.stop(jobs.find("seen"))
