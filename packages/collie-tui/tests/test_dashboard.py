@@ -422,8 +422,11 @@ def test_files_are_read_off_the_event_loop_and_only_news_is_painted(runs, four, 
 
     async def scenario(pilot, see):
         await see("10/40", "finetuning large language models.")
-        seen = len(fresh)
-        await pilot.pause(0.5)  # ten looks
+        for _ in range(3):  # what it reads first comes in one piece or more
+            seen = len(fresh)
+            await pilot.pause(0.5)  # ten looks
+            if len(fresh) == seen:
+                break
         assert len(fresh) == seen <= 3
         assert threads and threading.get_ident() not in threads
 
