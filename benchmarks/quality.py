@@ -41,24 +41,12 @@ from collie.config import CollieConfig
 from collie.controller.evaluator import EvaluatorForPerplexity
 from collie.controller.trainer import Trainer
 from collie.data import CollieDatasetForTraining
-from collie.interfaces import ConfigError
+from collie.interfaces import MissingExtraError, NonFiniteError
 from collie.models import CollieModelForCausalLM
-from collie.optim.lomo import Lomo
+from collie.optim import AdaLomo, Lomo
 from collie.parallel import close_engine
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def lomo(model: CollieModelForCausalLM, lr: float, **options: Any) -> torch.optim.Optimizer:
-    return Lomo(model, lr=lr, **options)
-
-
-def adalomo(model: CollieModelForCausalLM, lr: float, **options: Any) -> torch.optim.Optimizer:
-    try:
-        from collie.optim import AdaLomo
-    except ImportError as error:
-        raise ConfigError("collie.optim has no AdaLomo in this version.") from error
-    return AdaLomo(model, lr=lr, **options)
 
 
 def adamw(model: CollieModelForCausalLM, lr: float) -> torch.optim.Optimizer:
@@ -84,10 +72,10 @@ class Method:
 LOMO_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 ADALOMO_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 METHODS = {
-    "lomo": Method("LOMO", LOMO_RATES, lomo),
-    "lomo-sr": Method("LOMO by chance", LOMO_RATES, partial(lomo, stochastic_rounding=True)),
-    "adalomo": Method("AdaLomo", ADALOMO_RATES, adalomo),
-    "adalomo-sr": Method("AdaLomo by chance", ADALOMO_RATES, partial(adalomo, stochastic_rounding=True)),
+    "lomo": Method("LOMO", LOMO_RATES, Lomo),
+    "lomo-sr": Method("LOMO by chance", LOMO_RATES, partial(Lomo, stochastic_rounding=True)),
+    "adalomo": Method("AdaLomo", ADALOMO_RATES, AdaLomo),
+    "adalomo-sr": Method("AdaLomo by chance", ADALOMO_RATES, partial(AdaLomo, stochastic_rounding=True)),
     "adamw": Method("AdamW", (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), adamw),
     "lora": Method("LoRA", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), adamw, adapters),
 }
@@ -171,15 +159,15 @@ def run(method: Method, lr: float, task: Task) -> dict[str, Any]:
 
 
 def attempt(method: Method, lr: float, task: Task) -> dict[str, Any]:
-    """Run, or say why there is no result: it is not there (`skipped`), or it went wrong (`failed`)."""
+    """Run, or say why there is no result: a package is not there (`skipped`), or the rate was too large (`failed`)."""
     line: dict[str, Any] = {"optimizer": method.name, "lr": lr}
     started = time.perf_counter()
     try:
         line |= run(method, lr, task)
         line["diverged"] = not math.isfinite(line["ppl"])
-    except (ImportError, ConfigError) as error:
+    except (ImportError, MissingExtraError) as error:
         line["skipped"] = f"{type(error).__name__}: {error}"
-    except Exception as error:  # a learning rate that is too large may end a run, and the others are wanted
+    except NonFiniteError as error:  # the others are wanted all the same; any other error is one of this program's
         line["failed"] = f"{type(error).__name__}: {error}"
     gc.collect()
     return line | {"seconds": time.perf_counter() - started}
