@@ -289,7 +289,7 @@ def test_states_of_callbacks_and_schedulers(tmp_path):
     def run():
         trainer = trainer_for(momentum, Keeps(), micro=5)
         milestones = torch.optim.lr_scheduler.MultiStepLR(trainer.optimizer, [1, 1, 3], gamma=0.1)
-        trainer.lr_scheduler = trainer._checkpoints._run.lr_scheduler = milestones
+        trainer.lr_scheduler = trainer._saving._run.lr_scheduler = milestones
         trainer.train()
         trainer.save_checkpoint(tmp_path / "c")
         before = milestones.state_dict() | {"milestones": dict(milestones.milestones)}
