@@ -352,7 +352,7 @@ def test_any_file_system(tmp_path):
         names = sorted(path.rpartition("/")[2] for path in system.ls("/run/kept", detail=False))
         again = trainer_for(lomo, [], micro=5)
         again.load_checkpoint("memory://run/kept/step-0")
-        system.pipe_file("/run/kept/step-0/.partial", b"")
+        system.pipe_file("/run/kept/step-0/checkpoint.json.partial", b"")
         with pytest.raises(CheckpointError, match="was not written to its end"):
             again.load_checkpoint("memory://run/kept/step-0")
         again.save_checkpoint("memory://run/kept/step-0")

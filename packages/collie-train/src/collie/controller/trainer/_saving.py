@@ -11,6 +11,7 @@ from collie.controller.trainer._record import Recorder, StepCounter
 from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.events import Checkpoint
 from collie.interfaces import CheckpointError
+from collie.models.weights import is_url
 
 
 class Saving:
@@ -31,7 +32,8 @@ class Saving:
         run, began = self._run, time.perf_counter()
         save_model(run.model, run.topology, path, run.tokenizer, **arguments)
         if run.topology.rank == 0:
-            saved = Checkpoint(path=str(Path(path).resolve()), seconds=time.perf_counter() - began, bytes=size_of(path))
+            place, seconds = path if is_url(path) else str(Path(path).resolve()), time.perf_counter() - began
+            saved = Checkpoint(path=place, seconds=seconds, bytes=size_of(path))
             self._recorder.write(saved, step=self._steps())
         run.callbacks.on_save_model(run.trainer)
 
