@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from collie.adapters import after_update, prepare_to_train
+from collie.adapters import after_step, prepare_to_train
 from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Position, Run
@@ -376,8 +376,7 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
-        if result.applied:
-            after_update(self.model)
+        after_step(self.model, result.applied)
         advance(self.lr_scheduler, result)
         self._steps.finished += 1
         self._position.finished, self._position.step = self._steps.finished, self.batch_idx + 1
