@@ -2,17 +2,16 @@
 
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
 from collie.callbacks import Callback
 from collie.config import CollieConfig
 from collie.controller.trainer import Trainer
-from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
 from collie.parallel import setup_distribution
-from collie.testing import RankError, run_ranks, toy_llama_config
+from collie.testing import run_ranks, toy_llama_config
 
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 SAVED_AFTER = 1  # index of the step
@@ -92,12 +91,3 @@ def test_it_goes_on_in_every_layout(ready, ranks, sizes):
     rest = losses[SAVED_AFTER + 1 :]
     for resumed in run_ranks(ranks, lambda: train(resume=folder, **sizes)):
         assert resumed == (rest if ranks == 1 else pytest.approx(rest, abs=1e-5))
-
-
-def test_what_cannot_be_resumed_is_not_saved(tmp_path):
-    """AdaLoRA deals its ranks out by what no file holds."""
-    peft = AdaLoraConfig(
-        init_r=4, target_r=2, tinit=1, tfinal=1, total_step=4, target_modules=["q_proj"], task_type="CAUSAL_LM"
-    )
-    with pytest.raises((RankError, CheckpointError), match="AdaLoRA's training cannot be resumed"):
-        run_ranks(1, lambda: train(folder=tmp_path / "c", peft=peft))

@@ -289,7 +289,7 @@ def test_states_of_callbacks_and_schedulers(tmp_path):
     def run():
         trainer = trainer_for(momentum, Keeps(), micro=5)
         milestones = torch.optim.lr_scheduler.MultiStepLR(trainer.optimizer, [1, 1, 3], gamma=0.1)
-        trainer.lr_scheduler = trainer._checkpoints._run.lr_scheduler = milestones
+        trainer.lr_scheduler = trainer._saving._run.lr_scheduler = milestones
         trainer.train()
         trainer.save_checkpoint(tmp_path / "c")
         before = milestones.state_dict() | {"milestones": dict(milestones.milestones)}
@@ -352,7 +352,7 @@ def test_any_file_system(tmp_path):
         names = sorted(path.rpartition("/")[2] for path in system.ls("/run/kept", detail=False))
         again = trainer_for(lomo, [], micro=5)
         again.load_checkpoint("memory://run/kept/step-0")
-        system.pipe_file("/run/kept/step-0/.partial", b"")
+        system.pipe_file("/run/kept/step-0/checkpoint.json.partial", b"")
         with pytest.raises(CheckpointError, match="was not written to its end"):
             again.load_checkpoint("memory://run/kept/step-0")
         again.save_checkpoint("memory://run/kept/step-0")

@@ -6,7 +6,8 @@ parameters by |value · gradient| and sets the least important of Λ to zero: it
 whole, and so comes to the same on each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,20 @@ from collie.config import CollieConfig
 from collie.parallel import Topology, active_topology, current_engine, replace_part, whole_part
 
 _PARTS = ("lora_A", "lora_E", "lora_B")  # Q, Λ, P
+_ESTIMATES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of PEFT's allocator: eq. 8 to 10 of the paper, by parameter
+_KEPT = "kept"  # of Λ: which elements the last allocation has left
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """What an adapter's training goes on from, besides the adapter's values and the optimizer's state.
+
+    updates: how many there were.
+    tensors: by the parameter's name and a key: in the parameter's whole shape, equal on all ranks.
+    """
+
+    updates: int
+    tensors: Mapping[tuple[str, str], Tensor]
 
 
 class Allocation:
@@ -58,6 +73,30 @@ class Allocation:
 
         parameter.register_hook(add)
 
+    def forget(self) -> None:
+        """Let a step's gradients, which were not applied, count for nothing."""
+        self._gradients.clear()
+
+    def state(self) -> AdapterState:
+        """Return what is known so far; its tensors are the allocator's own."""
+        estimates: dict[str, dict[str, Tensor]] = {key: getattr(self._allocator, key) for key in _ESTIMATES}
+        tensors = {(_name(n), key): value for key, by_name in estimates.items() for n, value in by_name.items()}
+        for n, kept in (self._pattern or {}).items():
+            tensors[_name(n), _KEPT] = torch.tensor(kept).view(-1, 1)
+        return AdapterState(self._step, tensors)
+
+    def go_on_from(self, state: AdapterState) -> None:
+        """Know what `state` said."""
+        self._gradients.clear()
+        self._step, self._pattern = state.updates, None
+        self._allocator.reset_ipt()
+        for key in self._parameters:
+            for name in _ESTIMATES:
+                if (value := state.tensors.get((_name(key), name))) is not None:
+                    getattr(self._allocator, name)[key] = value.to(self._topology.device)
+            if (kept := state.tensors.get((_name(key), _KEPT))) is not None:
+                self._pattern = (self._pattern or {}) | {key: kept.view(-1).tolist()}
+
     @torch.no_grad()
     def after_update(self) -> None:
         """Take note of a step's gradients, and set to zero what the schedule says. Collective over the dp ranks."""
@@ -91,6 +130,11 @@ class Allocation:
             dist.all_reduce(gradient, group=self._topology.dp_group)
             gradient /= self._topology.dp_size
         return gradient
+
+
+def _name(key: str) -> str:
+    """The parameter's name, for a key of the copies."""
+    return key.replace("/", ".")
 
 
 class _Copies(nn.Module):
@@ -128,10 +172,24 @@ def allocate_ranks(
     _allocations[model] = Allocation(model, layers, adapter, peft_config, active_topology())
 
 
-def after_update(model: nn.Module) -> None:
-    """Do what a model's adapter does after an optimizer's update; nothing, for all but AdaLoRA."""
+def after_step(model: nn.Module, applied: bool) -> None:
+    """Do what a model's adapter does after a step; nothing, for all but AdaLoRA.
+
+    applied: whether the optimizer updated. Where the gradients were not finite, it may have not.
+    """
     if (allocation := _allocations.get(model)) is not None:
-        allocation.after_update()
+        allocation.after_update() if applied else allocation.forget()
+
+
+def adapter_state(model: nn.Module) -> AdapterState | None:
+    """Return what the training of a model's adapter has learnt besides values; None, for all but AdaLoRA."""
+    allocation = _allocations.get(model)
+    return allocation.state() if allocation is not None else None
+
+
+def put_adapter_state(model: nn.Module, state: AdapterState) -> None:
+    """Let the training of a model's adapter go on from what `adapter_state` returned."""
+    _allocations[model].go_on_from(state)
 
 
 class _Orthogonal:

@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from collie.adapters._adapter import Adapter, Stored
 from collie.adapters._supported import peft_module
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
-from collie.models.weights import inverse
+from collie.models.weights import RemoteFolder, fetched, inverse, is_url, writing
 from collie.parallel import Fill, Topology, full_parameters, leads_stage, together
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_adapter(model: CollieModelForCausalLM, adapter: Adapter, folder: Path, topology: Topology) -> None:
+def write_adapter(model: CollieModelForCausalLM, adapter: Adapter, path: str | Path, topology: Topology) -> None:
     """Write an adapter where PEFT looks for it. Collective; rank 0 writes, and holds all of the adapter.
 
     Raises:
@@ -37,26 +38,55 @@ def write_adapter(model: CollieModelForCausalLM, adapter: Adapter, folder: Path,
 
     def work() -> None:
         if topology.rank == 0:
-            write_files(folder, tensors, config)
+            write_files(path, tensors, config)
 
-    together(topology, f"The adapter could not be saved to {folder}", work)
+    together(topology, f"The adapter could not be saved to {path}", work)
 
 
-def write_files(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write both files beside their places, then move them there, one after the other.
+def write_files(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write both files beside their places, then move them there, one after the other; or upload them.
 
     Raises:
         OSError: the file system refused.
+        MissingExtraError: the URL needs another package.
     """
+    if is_url(path):
+        with writing(_remote_adapter(path)) as scratch:
+            _write(scratch, tensors, config)
+        return
+    folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".adapter.", dir=folder) as scratch:
-        save_file(dict(tensors), Path(scratch) / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
-        (Path(scratch) / CONFIG).write_text(text + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=".adapter.", dir=folder) as beside:
+        _write(Path(beside), tensors, config)
         for name in (WEIGHTS, CONFIG):
-            with (Path(scratch) / name).open("rb") as file:
+            with (Path(beside) / name).open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(Path(scratch) / name, folder / name)
+            os.replace(Path(beside) / name, folder / name)
+
+
+@contextmanager
+def adapter_folder(path: str | Path, topology: Topology) -> Iterator[Path]:
+    """Within it an adapter's files are in a folder: where they lie, or downloaded from a URL. Collective.
+
+    Raises:
+        CheckpointError: what the URL names is not whole, or could not be fetched; on every rank.
+        MissingExtraError: the URL needs another package.
+    """
+    if not is_url(path):
+        yield Path(path)
+        return
+    with fetched(_remote_adapter(path), topology, only=lambda name: name in (WEIGHTS, CONFIG)) as folder:
+        yield folder
+
+
+def _remote_adapter(url: str | Path) -> RemoteFolder:
+    return RemoteFolder(str(url), CONFIG, lambda name: name == WEIGHTS)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True, default=_plain)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

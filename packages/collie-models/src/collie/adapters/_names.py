@@ -1,10 +1,8 @@
-"""What a checkpoint of an adapter's training calls its tensors, and what of an adapter no checkpoint can keep."""
+"""What a checkpoint of an adapter's training calls its tensors."""
 
 from collections.abc import Mapping
 
-from collie.adapters._adapter import Adapter, Stored
-from collie.adapters._supported import kind_of
-from collie.interfaces import CheckpointError
+from collie.adapters._adapter import Stored
 from collie.models.weights import Names, Rename, Reorder
 
 
@@ -27,16 +25,3 @@ class AdapterNames:
     def ignores(self, checkpoint: str) -> bool:
         """Whether the checkpoint's tensor is known to be no parameter."""
         return self._names.ignores(checkpoint)
-
-
-def refuse_unresumable(adapter: Adapter) -> None:
-    """Refuse an adapter whose training goes on from more than its tensors and an optimizer's state.
-
-    Raises:
-        CheckpointError: it is AdaLoRA, whose estimates of importance and masks are PEFT's own and in no file.
-    """
-    if kind_of(adapter.config) == "ADALORA":
-        raise CheckpointError(
-            "AdaLoRA's training cannot be resumed: what it has learnt of its parameters' importance is in no file. "
-            "Save the adapter with save_peft, or train LoRA where the training must be resumable."
-        )

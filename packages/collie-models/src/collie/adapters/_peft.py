@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from collie.adapters._adapter import adapter_of
 from collie.adapters._attach import add_adapter
-from collie.adapters._files import read_adapter, read_config, write_adapter, write_files
+from collie.adapters._files import adapter_folder, read_adapter, read_config, write_adapter, write_files
 from collie.adapters._prompts import prompts_of, read_prompts, refuse_training_of_saved, wrap_with_prompts
 from collie.adapters._supported import PROMPTS, kind_of, peft_module, refuse_unsupported
 from collie.config import CollieConfig
 from collie.interfaces import CheckpointError, ConfigError
 from collie.models import CollieModelForCausalLM, is_quantized, keep_trainable
-from collie.parallel import active_topology, full_parameters, refill, together
+from collie.parallel import Fill, active_topology, full_parameters, refill, together
 
 
 def save_peft(model: nn.Module, path: str | Path, adapter_name: str = "default") -> None:
@@ -23,7 +23,7 @@ def save_peft(model: nn.Module, path: str | Path, adapter_name: str = "default")
 
     Args:
         model: with an adapter; CoLLiE's own, or one of transformers in peft's get_peft_model.
-        path: a folder, made where it is missing.
+        path: a folder, made where it is missing, or a URL that fsspec knows.
         adapter_name: which adapter.
 
     Raises:
@@ -35,9 +35,9 @@ def save_peft(model: nn.Module, path: str | Path, adapter_name: str = "default")
         adapter = adapter_of(model)
         if adapter is None or adapter.name != adapter_name:
             raise ConfigError(f"save_peft: the model has no adapter {adapter_name!r}{_which(adapter)}.")
-        write_adapter(model, adapter, Path(path), topology)
+        write_adapter(model, adapter, path, topology)
     else:
-        _save_wrapped(model, Path(path), adapter_name)
+        _save_wrapped(model, path, adapter_name)
     topology.barrier()
 
 
@@ -56,15 +56,19 @@ def load_peft(
     Args:
         model: CoLLiE's own, changed in place; or one of transformers, which comes back as a PeftModel.
         config: the run's.
-        path: the folder.
+        path: the folder, or a URL that fsspec knows.
         adapter_name: what the adapter is called from now on.
         is_trainable: whether a new adapter's parameters are trained.
 
     Raises:
-        CheckpointError: there is no adapter, or it does not fit the model.
+        CheckpointError: there is no adapter, or it does not fit the model; on every rank.
         ConfigError: as for `add_adapter`.
     """
-    folder = Path(path)
+    with adapter_folder(path, active_topology()) as folder:
+        return _load(model, config, folder, adapter_name, is_trainable)
+
+
+def _load(model: nn.Module, config: CollieConfig, folder: Path, adapter_name: str, is_trainable: bool) -> nn.Module:
     if not isinstance(model, CollieModelForCausalLM):
         return _load_wrapped(model, folder, adapter_name, is_trainable)
     if model.collie_config is not config:
@@ -80,9 +84,10 @@ def load_peft(
     elif adapter.name != adapter_name:
         raise ConfigError(f"load_peft: the model has no adapter {adapter_name!r}{_which(adapter)}. Merge that first.")
     assert adapter is not None
-    stored = adapter.stored
-    fill = read_adapter(folder, stored, model.dtype)
-    refill(model, active_topology(), fill, only=lambda name, parameter: name in stored)
+    stored, topology, dtype = adapter.stored, active_topology(), model.dtype
+    fills: list[Fill] = []  # they stay on their ranks
+    together(topology, f"{folder} could not be read", lambda: fills.append(read_adapter(folder, stored, dtype)))
+    refill(model, topology, fills[0], only=lambda name, parameter: name in stored)
     return model
 
 
@@ -145,7 +150,7 @@ def _load_prompts(model: CollieModelForCausalLM, peft_config: Any, folder: Path,
     return wrap_with_prompts(model, peft_config, adapter_name, read_prompts(folder))
 
 
-def _save_wrapped(model: nn.Module, folder: Path, adapter_name: str) -> None:
+def _save_wrapped(model: nn.Module, path: str | Path, adapter_name: str) -> None:
     """Save what peft's get_peft_model made: its parameters are gathered on rank 0 where ZeRO-3 has split them."""
     peft, topology = peft_module(), active_topology()
     if not isinstance(model, peft.PeftModel) or adapter_name not in model.peft_config:
@@ -165,9 +170,9 @@ def _save_wrapped(model: nn.Module, folder: Path, adapter_name: str) -> None:
             return
         tensors = prompts if config.is_prompt_learning else peft.get_peft_model_state_dict(model, state, adapter_name)
         values = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        write_files(folder, values, config.to_dict() | {"inference_mode": True})
+        write_files(path, values, config.to_dict() | {"inference_mode": True})
 
-    together(topology, f"The adapter could not be saved to {folder}", work)
+    together(topology, f"The adapter could not be saved to {path}", work)
 
 
 def _load_wrapped(model: nn.Module, folder: Path, adapter_name: str, is_trainable: bool) -> nn.Module:

@@ -1,5 +1,7 @@
 """What all families share: how a model is found, made, loaded and saved. How it runs is in `_decoder`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,11 +26,21 @@ from collie.models._steps import (
     refuse_unsupported,
     split,
 )
-from collie.models.weights import Description, Names, byte_size, local_folder, write_folder
+from collie.models.weights import (
+    Description,
+    Names,
+    byte_size,
+    fetched,
+    is_url,
+    local_folder,
+    remote_model,
+    write_folder,
+)
 from collie.module import LMHead
 from collie.parallel import (
     Plan,
     Stream,
+    Topology,
     active_topology,
     full_parameters,
     refill,
@@ -122,6 +134,11 @@ class CollieModelForCausalLM(Decoder):
         for name, instead in _NOT_OF_THE_HUB.items():
             if name in kwargs:
                 raise ConfigError(f"from_pretrained does not take {name}={kwargs[name]!r}. {instead}")
+        if is_url(path_or_name):
+            raise ConfigError(
+                f"from_pretrained reads a folder or a repository of the Hub, and {path_or_name} is a URL. Copy it to a "
+                f"disk first, or make the model with from_config and call load_weights({str(path_or_name)!r})."
+            )
         folder = local_folder(path_or_name, **hub)
         if config is None:
             config = CollieConfig.from_pretrained(str(folder), **kwargs)
@@ -175,6 +192,11 @@ class CollieModelForCausalLM(Decoder):
     def load_weights(self, path_or_name: str | Path, **hub: Any) -> None:
         """Replace this model's weights by a checkpoint's, in any layout. Collective.
 
+        Args:
+            path_or_name: a folder, a repository of the Hub, or a URL that fsspec knows, of which one rank of each node
+                downloads the files of weights.
+            hub: for the Hub, see `from_pretrained`.
+
         Raises:
             CheckpointError: there is no checkpoint, or a tensor is missing or misshapen, be it for one rank alone; on
                 every rank. Nothing was replaced.
@@ -183,17 +205,24 @@ class CollieModelForCausalLM(Decoder):
             raise ConfigError(f"load_weights got the unknown argument {min(unknown)!r}; the Hub's are {_HUB}.")
         refuse_quantized(self, f"load_weights({str(path_or_name)!r})")
         topology = active_topology()
-        refill(self, topology, read_alike(path_or_name, self, self.dtype, topology, **hub))
+        with _found(path_or_name, topology) as place:
+            refill(self, topology, read_alike(place, self, self.dtype, topology, **hub))
 
-    def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(self, path: str | Path, max_shard_size: int | str = "5GB", tokenizer: Any = None) -> None:
         """Write a Hugging Face folder that transformers reads, too. Collective: every rank calls it.
 
         config.json is the source's with what was changed; tensors have the checkpoint's names and row order; the
         source's other files are copied. The first rank of each pipeline stage writes, and holds one shard at a time.
         See `collie.models.weights.write_folder` for what happens to an existing folder.
 
+        Args:
+            path: of the folder, or a URL that fsspec knows.
+            max_shard_size: bytes, or text such as "5GB", that a file holds at most.
+            tokenizer: saved into the same folder, if given.
+
         Raises:
             CheckpointError: the file system refused; on every rank.
+            MissingExtraError: the URL needs another package.
             ConfigError: the model has an adapter that is not merged.
             ValueError: max_shard_size is no size.
         """
@@ -201,7 +230,8 @@ class CollieModelForCausalLM(Decoder):
         limit = byte_size(max_shard_size)
         topology = active_topology()
         parameters = full_parameters(self, topology)
-        write_folder(Path(path), parameters, self.names, self.config, self.description, limit, topology)
+        also = tokenizer.save_pretrained if tokenizer is not None else None
+        write_folder(path, parameters, self.names, self.config, self.description, limit, topology, also)
 
     def description(self) -> Description:
         """Return what a checkpoint of this model says besides its weights."""
@@ -262,3 +292,13 @@ class CollieModelForCausalLM(Decoder):
         """Let the head share the embedding's Parameter, where the config says so. Families call it once, on `meta`."""
         if getattr(self.config, "tie_word_embeddings", False):
             self.head.weight = self.embed.weight
+
+
+@contextmanager
+def _found(path_or_name: str | Path, topology: Topology) -> Iterator[str | Path]:
+    """Within it what a URL names is in a folder of this node; a path or a name comes as it is."""
+    if not is_url(path_or_name):
+        yield path_or_name
+        return
+    with fetched(remote_model(str(path_or_name)), topology, only=lambda name: "/" not in name) as folder:
+        yield folder

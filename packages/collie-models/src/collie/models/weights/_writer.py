@@ -14,11 +14,14 @@ from torch import Tensor
 
 from collie.interfaces import CheckpointError
 from collie.models.weights._names import Names
+from collie.models.weights._remote import RemoteFolder, is_url
 from collie.models.weights._shards import Shard, sync, write_shards
+from collie.models.weights._target import Target
 from collie.parallel import Topology, leads_stage, together
 
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".index.json")
+_WEIGHTS_OF_A_MODEL = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _OF_THE_SOURCE_ALONE = ("config.json", "README.md")  # the first is written anew; a model card describes other weights
 
 
@@ -34,23 +37,71 @@ class Description:
     source: Path | None
 
 
+class _ModelFolder:
+    """See `Target`: a model's folder on a disk that all writers see."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    def prepare(self) -> str:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+
+    def local(self, stage: str) -> Path:
+        if not Path(stage).is_dir():
+            raise CheckpointError(
+                f"The model could not be saved beside {stage}: this rank does not see that folder of rank 0. "
+                f"Give a path on a file system that all nodes share, or a URL."
+            )
+        return Path(stage)
+
+    def put(self, stage: str, names: Iterable[str]) -> None:
+        """They are where they belong."""
+
+    def commit(self, stage: str) -> None:
+        _sync(Path(stage))
+        _move(Path(stage), self.path)
+        shutil.rmtree(stage, ignore_errors=True)  # what is left of it beside a folder that was there
+
+    def discard(self, stage: str) -> None:
+        shutil.rmtree(stage, ignore_errors=True)
+
+    def leave(self) -> None:
+        """There is nothing to clear away."""
+
+    def fetch(self) -> Path:
+        return self.path
+
+
+def model_target(path: Path | str) -> Target:
+    """Return where a model is to lie: on a disk, or by a URL."""
+    return remote_model(str(path)) if is_url(path) else _ModelFolder(Path(path))
+
+
+def remote_model(url: str) -> RemoteFolder:
+    """Return a model's folder by its URL."""
+    return RemoteFolder(url, "config.json", lambda name: _WEIGHTS_OF_A_MODEL.fullmatch(name) is not None)
+
+
 def write_folder(
-    folder: Path,
+    path: Path | str,
     parameters: Iterable[tuple[str, Tensor | None]],
     names: Names,
     config: Any,
     describe: Callable[[], Description],
     max_shard_bytes: int,
     topology: Topology,
+    also: Callable[[Path], Any] | None = None,
 ) -> None:
-    """Write a model to `folder`. Collective: every rank calls it, and the leader of each pipeline stage writes.
+    """Write a model to a folder. Collective: every rank calls it, and the leader of each pipeline stage writes.
 
-    A writer holds one shard at a time. Everything is written to a folder beside it, synced, and moved into place by
-    rank 0: a new folder by one rename; into an existing one file by file, after which weights of before that are no
-    part of this model are removed. Other files of an existing folder stay.
+    A writer holds one shard at a time. On a disk everything is written to a folder beside it, synced, and moved into
+    place by rank 0: a new folder by one rename; into an existing one file by file, after which weights of before that
+    are no part of this model are removed. By a URL each shard is uploaded by its writer: see `RemoteFolder`. Other
+    files of an existing folder stay.
 
     Args:
-        folder: made where it is missing; on a file system that all writers see.
+        path: of the folder, made where it is missing; on a file system that all writers see. Or a URL.
         parameters: (our name, whole tensor on the CPU where this rank leads its stage), walked once and to the end
             whatever fails, since ranks that take part in gathering them would wait forever.
         names: the family's table.
@@ -58,82 +109,76 @@ def write_folder(
         describe: gives config.json and other files; called on rank 0 alone.
         max_shard_bytes: a shard holds no more, except for a single tensor that is larger.
         topology: the ranks that call this.
+        also: writes more into the folder that it gets; called on rank 0 alone.
 
     Raises:
-        CheckpointError: a rank could not write; on every rank. What was in `folder` is as it was, unless it was in the
-            last moments, when files are moved into it: then it has no config.json and no index, and is refused.
+        CheckpointError: a rank could not write; on every rank. What was there is as it was, unless it was in the last
+            moments, when files are moved into it: then it has no config.json and no index, and is refused.
     """
-    folder = folder.resolve()
-    failing = f"The model could not be saved to {folder}"
+    target = model_target(path)
+    failing = f"The model could not be saved to {target.path}"
+    committed = False
 
-    def prepare() -> tuple[Path, Description] | None:
+    def prepare() -> tuple[str, Description] | None:
         if topology.rank != 0:
             return None
         description = describe()  # before there is a folder to leave behind
-        return _scratch(folder), description
+        return target.prepare(), description
 
     def take_part() -> list[Shard]:
         remaining = iter(parameters)
         try:
-            return _write_stage(scratch, remaining, names, config, max_shard_bytes, topology)
+            if not leads_stage(topology):
+                return []
+            prefix = f"{topology.pp_rank}-"
+            return write_shards(target.local(stage), prefix, remaining, names, config, max_shard_bytes)
         finally:
             for _ in remaining:
                 pass
 
+    def hand_over() -> None:
+        own = {shard.file: final[shard.file] for shard in written[topology.rank]}
+        for file, name in own.items():
+            (target.local(stage) / file).rename(target.local(stage) / name)
+        target.put(stage, own.values())
+
     def finish() -> None:
+        nonlocal committed
         if topology.rank == 0:
-            _number(scratch, [shard for stage in written for shard in stage])
-            write_description(scratch, description)
-            _sync(scratch)
-            _move(scratch, folder)
+            local = target.local(stage)
+            if len(final) > 1:
+                _write_json(local / _INDEX, _index([shard for ones in written for shard in ones], final))
+            write_description(local, description)
+            if also is not None:
+                also(local)
+            target.commit(stage)
+            committed = True
 
     prepared = together(topology, failing, prepare)[0]
     assert prepared is not None
-    scratch, description = prepared
+    stage, description = prepared
     try:
         written = together(topology, failing, take_part)
+        final = _final_names([shard for ones in written for shard in ones])
+        together(topology, failing, hand_over)
         together(topology, failing, finish)
     finally:
-        if topology.rank == 0:  # where others failed, too, they have stopped writing: this one has heard of it
-            shutil.rmtree(scratch, ignore_errors=True)
+        if topology.rank == 0 and not committed:  # where others failed, too, they have stopped writing
+            target.discard(stage)
+        target.leave()
 
 
-def _scratch(folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-
-
-def _write_stage(
-    scratch: Path,
-    parameters: Iterable[tuple[str, Tensor | None]],
-    names: Names,
-    config: Any,
-    max_shard_bytes: int,
-    topology: Topology,
-) -> list[Shard]:
-    if not leads_stage(topology):
-        return []
-    if not scratch.is_dir():
-        raise CheckpointError(
-            f"The model could not be saved beside {scratch}: rank {topology.rank} does not see that folder of rank 0. "
-            f"Give a path on a file system that all nodes share."
-        )
-    return write_shards(scratch, f"{topology.pp_rank}-", parameters, names, config, max_shard_bytes)
-
-
-def _number(folder: Path, shards: list[Shard]) -> None:
-    """Give the shards their final names, and an index where there is more than one."""
+def _final_names(shards: list[Shard]) -> dict[str, str]:
+    """What each shard is called once their number is known."""
     if len(shards) == 1:
-        (folder / shards[0].file).rename(folder / "model.safetensors")
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        (folder / shard.file).rename(folder / file)
-        weight_map |= dict.fromkeys(shard.tensors, file)
+        return {shards[0].file: "model.safetensors"}
+    return {shard.file: f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n, shard in enumerate(shards, start=1)}
+
+
+def _index(shards: list[Shard], final: dict[str, str]) -> dict[str, Any]:
+    weight_map = {name: final[shard.file] for shard in shards for name in shard.tensors}
     total = sum(shard.size for shard in shards)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(folder / _INDEX, index)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
 
 
 def write_description(folder: Path, description: Description) -> None:
@@ -175,8 +220,7 @@ def _move(scratch: Path, folder: Path) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / file, folder / file)
     for path in folder.iterdir():
-        old_weights = re.fullmatch(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?", path.name)
-        if old_weights and path.relative_to(folder) not in new:
+        if _WEIGHTS_OF_A_MODEL.fullmatch(path.name) and path.relative_to(folder) not in new:
             path.unlink()
     sync(folder)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from collie.adapters import after_update, load_peft, prepare_to_train, save_peft
+from collie.adapters import after_step, prepare_to_train
 from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
-from collie.controller.trainer._checkpoint import Checkpoints, Position, Run
+from collie.controller.trainer._checkpoint import Position, Run
 from collie.controller.trainer._cost import cost_of
 from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
 from collie.controller.trainer._finished import FinishedStep, count_tokens
@@ -31,11 +31,11 @@ from collie.controller.trainer._preparation import (
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, StepCounter
 from collie.controller.trainer._requests import Requests, agree
+from collie.controller.trainer._saving import Saving
 from collie.controller.trainer._schedule import advance, make_scheduler
-from collie.controller.trainer._weights import load_model, save_model, size_of
 from collie.data import ColliePadder, MicroBatch
-from collie.events import Alert, Bye, Checkpoint, Log
-from collie.interfaces import CheckpointError, ConfigError, DataError, SupportsEval, SupportsServer
+from collie.events import Alert, Bye, Log
+from collie.interfaces import ConfigError, DataError, SupportsEval, SupportsServer
 from collie.module import GPTLMLoss, to_device
 from collie.parallel import set_seed, setup_distribution
 from collie.utils.monitor import BaseMonitor, MultiMonitors
@@ -151,7 +151,7 @@ class Trainer:
         if self.server is not None:
             self.server.bind(context)
         self.callbacks = CallbackManager([*prepare_callback(callbacks), MonitorState(self.monitors)])
-        self._checkpoints = Checkpoints(self._as_run(), lambda event, step: self._recorder.write(event, step=step))
+        self._saving = Saving(self._as_run(), self._recorder, self._steps, self.alert)
         self.callbacks.on_setup_parallel_model(self)
         self.callbacks.on_after_trainer_initialized(self)
 
@@ -179,10 +179,7 @@ class Trainer:
     def checkpoint_folder(self) -> str | None:
         """Where checkpoints go that a signal or the dashboard asks for: a CheckpointCallback's folder, if it saves
         what training resumes from, else the run folder's `checkpoints`; None without either."""
-        for callback in self.callbacks.callbacks:
-            if callback.checkpoint_folder is not None:
-                return callback.checkpoint_folder
-        return str(self.run_folder / "checkpoints") if self.run_folder is not None else None
+        return self._saving.checkpoint_folder
 
     def alert(self, code: str, message: str) -> None:
         """Tell whoever watches the run something that does not end it: an event and a line of the log, of rank 0.
@@ -214,7 +211,7 @@ class Trainer:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
         if resume is not None:
-            self._resume(resume)
+            self._stand_at(self._saving.resume(resume))
         elif self._position.epoch >= self._position.first_epoch + self.config.train_epochs:
             self._position.first_epoch = self._position.epoch  # that training was over
         place = self._position
@@ -229,9 +226,9 @@ class Trainer:
             try:
                 self._train_until(last, progress)
             except BaseException:
-                self._checkpoints.settle_alone()
+                self._saving.checkpoints.settle_alone()
                 raise
-            self._checkpoints.settle()
+            self._saving.checkpoints.settle()
             self._recorder.write(Bye(outcome="stopped" if self.stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
@@ -245,40 +242,22 @@ class Trainer:
 
     def save_model(self, path: str, **arguments: Any) -> None:
         """Write the weights as a Hugging Face folder; collective, ends with a barrier on every rank."""
-        began = time.perf_counter()
-        save_model(self.model, self.topology, path, self.tokenizer, **arguments)
-        if self.topology.rank == 0:
-            saved = Checkpoint(path=str(Path(path).resolve()), seconds=time.perf_counter() - began, bytes=size_of(path))
-            self._recorder.write(saved, step=self._steps())
-        self.callbacks.on_save_model(self)
+        self._saving.save_model(path, **arguments)
 
     def load_model(self, path: str) -> None:
         """Replace the weights of a model of collie.models by a Hugging Face folder's, in any layout and ZeRO stage."""
-        load_model(self.model, self.topology, path)
-        self.callbacks.on_load_model(self)
+        self._saving.load_model(path)
 
     def save_peft(self, path: str, adapter_name: str = "default") -> None:
         """Write the model's adapter in PEFT's files; see `collie.adapters.save_peft`. Collective."""
-        save_peft(self.model, path, adapter_name)
+        self._saving.save_peft(path, adapter_name)
 
     def load_peft(self, path: str, adapter_name: str = "default") -> None:
         """Replace the values of the model's adapter by those of PEFT's files, in any layout. Collective.
 
         A model without an adapter gets one from `collie.adapters.load_peft`, before its optimizer is made.
         """
-        load_peft(self.model, self.config, path, adapter_name)
-
-    def _save_as_asked(self) -> None:
-        """Save a checkpoint for a signal or a request; where that fails, on every rank alike, training goes on."""
-        folder = self.checkpoint_folder
-        if folder is None:
-            self.alert("checkpoint", "a checkpoint was asked for, and this run has no folder: none was saved.")
-            return
-        path = f"{folder}/step-{self._steps.finished:08d}"
-        try:
-            self.save_checkpoint(path, wait=False)  # `train` returns when it is complete
-        except CheckpointError as error:
-            self.alert("checkpoint", f"the checkpoint that was asked for was not saved: {error}")
+        self._saving.load_peft(path, adapter_name)
 
     def save_checkpoint(
         self, path: str | Path, *, wait: bool = True, then: Callable[[Path | str], None] | None = None
@@ -297,7 +276,7 @@ class Trainer:
         Raises:
             CheckpointError: with `wait`: it could not be written; on every rank. A state cannot be kept.
         """
-        self._checkpoints.save(path, self._position, wait=wait, then=then)
+        self._saving.checkpoints.save(path, self._position, wait=wait, then=then)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Bring everything to where a checkpoint was written; `train()` goes on from there. Collective.
@@ -308,7 +287,7 @@ class Trainer:
         Raises:
             CheckpointError: it is not whole, or not of this model, optimizer and data; on every rank.
         """
-        self._stand_at(self._checkpoints.load(path))
+        self._stand_at(self._saving.checkpoints.load(path))
 
     def _as_run(self) -> Run:
         """Return the parts of this Trainer that a checkpoint is about."""
@@ -325,19 +304,10 @@ class Trainer:
             trainer=self,
         )
 
-    def _resume(self, resume: str | Path) -> None:
-        """Go on where a checkpoint was written."""
-        if str(resume) != "auto":
-            self.load_checkpoint(resume)
+    def _stand_at(self, position: Position | None) -> None:
+        """Go on from a checkpoint's position; None is of no checkpoint, and changes nothing."""
+        if position is None:
             return
-        folders = [folder for one in self.callbacks.callbacks if (folder := one.checkpoint_folder) is not None]
-        if self.run_folder is not None:
-            folders.append(self.run_folder / "checkpoints")
-        found = self._checkpoints.load_newest(folders)
-        if found is not None:
-            self._stand_at(found[1])
-
-    def _stand_at(self, position: Position) -> None:
         self._position = position
         self._steps.finished = position.finished
         self.epoch_idx, self.batch_idx = position.epoch, max(0, position.step - 1)
@@ -357,7 +327,7 @@ class Trainer:
             progress.advance(done.epoch, self._steps.finished, done.loss_value)
             self.callbacks.on_train_batch_end(self, done.loss)
             if done.requests.checkpoint:
-                self._save_as_asked()
+                self._saving.save_as_asked()
             if done.requests.stop:
                 self.stopped = True
                 break
@@ -406,8 +376,7 @@ class Trainer:
         lr = self.lr
         device = self.topology.device
         result = self._step([MicroBatch(to_device(m.batch, device), m.rows) for m in micro_batches], total)
-        if result.applied:
-            after_update(self.model)
+        after_step(self.model, result.applied)
         advance(self.lr_scheduler, result)
         self._steps.finished += 1
         self._position.finished, self._position.step = self._steps.finished, self.batch_idx + 1

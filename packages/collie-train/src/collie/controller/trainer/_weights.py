@@ -1,4 +1,4 @@
-"""Weights to and from Hugging Face folders, for the model of a Trainer."""
+"""Weights to and from Hugging Face folders, on a disk or by a URL, for the model of a Trainer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import nn
 from collie.adapters import refuse_wrapper
 from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
+from collie.models.weights import is_url, model_target, remote_model, writing
 from collie.parallel import Topology, full_parameters, together
 
 
@@ -23,17 +24,21 @@ def save_model(model: nn.Module, topology: Topology, path: str | Path, tokenizer
     """
     refuse_wrapper(model, f"save_model({str(path)!r})")
     if isinstance(model, CollieModelForCausalLM):
-        model.save_pretrained(path, **arguments)
+        model.save_pretrained(path, tokenizer=tokenizer, **arguments)
     elif hasattr(model, "save_pretrained"):
         state = {name: tensor for name, tensor in full_parameters(model, topology) if tensor is not None}
         saved = model.state_dict().keys()
         state.update((name, buffer.cpu()) for name, buffer in model.named_buffers() if name in saved)
         write: Callable[..., Any] = model.save_pretrained  # type: ignore[assignment]  # transformers' method
-        _on_rank_zero(lambda: write(path, state_dict=state, **arguments), topology, path)
+
+        def into(folder: str | Path) -> None:
+            write(folder, state_dict=state, **arguments)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+
+        _on_rank_zero(into, topology, path)
     else:
         raise ConfigError(f"{type(model).__name__} has no save_pretrained: save it through its own methods.")
-    if tokenizer is not None:
-        _on_rank_zero(lambda: tokenizer.save_pretrained(path), topology, path)
     topology.barrier()
 
 
@@ -55,14 +60,21 @@ def load_model(model: nn.Module, topology: Topology, path: str | Path) -> None:
 
 def size_of(path: str | Path) -> int:
     """Return the bytes of a saved folder's files."""
+    if is_url(path):
+        return remote_model(str(path)).bytes
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
-def _on_rank_zero(write: Callable[[], Any], topology: Topology, path: str | Path) -> None:
-    """Let rank 0 write; what stops it is raised on every rank, so that none waits for the others."""
+def _on_rank_zero(write: Callable[[str | Path], Any], topology: Topology, path: str | Path) -> None:
+    """Let rank 0 write to a folder; what stops it is raised on every rank, so that none waits for the others."""
 
     def work() -> None:
-        if topology.rank == 0:
-            write()
+        if topology.rank != 0:
+            return
+        if not is_url(path):
+            write(path)
+            return
+        with writing(model_target(path)) as folder:
+            write(folder)
 
     together(topology, f"{path} could not be written", work)

@@ -1,22 +1,22 @@
 """Saving a run and resuming it: what the Trainer's save_checkpoint, load_checkpoint and train(resume=…) do."""
 
 import logging
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from collie.controller.trainer._checkpoint._folder import Folder, Target, newest_first
+from collie.controller.trainer._checkpoint._folder import Folder, newest_first
 from collie.controller.trainer._checkpoint._manifest import Manifest, check_contents, read_manifest
-from collie.controller.trainer._checkpoint._remote import RemoteFolder, is_url, newest_remote
+from collie.controller.trainer._checkpoint._remote import RemoteCheckpoint, newest_remote
 from collie.controller.trainer._checkpoint._restore import restore
 from collie.controller.trainer._checkpoint._run import Position, Run
 from collie.controller.trainer._checkpoint._snapshot import take_snapshot
 from collie.controller.trainer._checkpoint._writer import Job, Writer
 from collie.events import Alert, Checkpoint, Event
 from collie.interfaces import CheckpointError
-from collie.parallel import once_per_node, together
+from collie.models.weights import Target, fetched, is_url
+from collie.parallel import together
 
 _GRACE = 60.0  # seconds for what is being written when a training has failed
 _logger = logging.getLogger(__name__)
@@ -129,16 +129,11 @@ class Checkpoints:
     @contextmanager
     def _fetched(self, path: str | Path) -> Iterator[Path]:
         """Within it the checkpoint is in a local folder: where it lies, or downloaded by one rank of each node."""
-        found = target(path)
         if not is_url(path):
-            yield found.fetch()
+            yield Folder(Path(path)).fetch()
             return
-        folder = Path(once_per_node(f"fetching {path}", lambda: str(found.fetch())))
-        try:
+        with fetched(RemoteCheckpoint(str(path)), self._run.topology) as folder:
             yield folder
-        finally:
-            self._run.topology.barrier()
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare(self, folder: Target) -> str | None:
         """Make the folder to write into. The tokenizer is written at once: it is not to be used by two threads."""
@@ -180,7 +175,7 @@ class Checkpoints:
 
 def target(path: str | Path) -> Target:
     """Return the place of a checkpoint: on a disk, or by a URL."""
-    return RemoteFolder(str(path)) if is_url(path) else Folder(Path(path))
+    return RemoteCheckpoint(str(path)) if is_url(path) else Folder(Path(path))
 
 
 def _listed(folders: Iterable[str | Path]) -> list[str]:

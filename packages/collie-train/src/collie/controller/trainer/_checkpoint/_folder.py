@@ -9,34 +9,12 @@ import shutil
 import socket
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from collie.controller.trainer._checkpoint._manifest import MANIFEST, Manifest, read_manifest
 from collie.interfaces import CheckpointError
 from collie.models.weights import sync
 
 _PARTIAL, _PREVIOUS = "partial", "previous"
-
-
-class Target(Protocol):
-    """Where a checkpoint is to lie: a `Folder`, or one on another file system (`RemoteFolder`)."""
-
-    @property
-    def path(self) -> Path | str: ...
-
-    def prepare(self) -> str: ...
-
-    def local(self, stage: str) -> Path: ...
-
-    def put(self, stage: str, names: Iterable[str]) -> None: ...
-
-    def commit(self, staged: str) -> None: ...
-
-    def discard(self, stage: str) -> None: ...
-
-    def leave(self) -> None: ...
-
-    def fetch(self) -> Path: ...
 
 
 class Folder:

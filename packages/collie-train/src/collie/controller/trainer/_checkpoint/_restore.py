@@ -8,16 +8,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from collie.adapters import AdapterState, adapter_state, put_adapter_state
 from collie.controller.trainer._checkpoint._encode import decode
 from collie.controller.trainer._checkpoint._manifest import TRAINING, Manifest
 from collie.controller.trainer._checkpoint._position import position_in
 from collie.controller.trainer._checkpoint._random import put_random_numbers
 from collie.controller.trainer._checkpoint._run import Position, Run, kind_of
 from collie.controller.trainer._checkpoint._saved import SavedState
-from collie.controller.trainer._checkpoint._snapshot import ADAPTER_INDEX, STATE, rank_file
+from collie.controller.trainer._checkpoint._snapshot import ADAPTER_INDEX, LEARNT, LEARNT_INDEX, STATE, rank_file
 from collie.interfaces import CheckpointError
 from collie.models import CollieModelForCausalLM
-from collie.models.weights import Checkpoint, open_indexed, open_reader
+from collie.models.weights import Checkpoint, StateTensors, open_indexed, open_reader
 from collie.parallel import part_shape, put_state, refill, set_seed
 
 
@@ -35,6 +36,7 @@ def restore(run: Run, folder: Path, manifest: Manifest) -> Position:
     _put_weights(run, folder)
     if run.optimizer is not None:
         put_state(run.model, run.optimizer, run.topology, saved)
+    _put_adapter_state(run, folder)
     for name, scheduler in run.schedulers().items():
         if name in state["schedulers"]:
             scheduler.load_state_dict(decode(state["schedulers"][name]))
@@ -77,6 +79,26 @@ def _put_weights(run: Run, folder: Path) -> None:
             if name in reader.tensors:
                 rows = buffer.shape[0] if buffer.shape else 1
                 buffer.copy_(reader.rows(name, [(0, rows)]).view(buffer.shape))
+
+
+def _put_adapter_state(run: Run, folder: Path) -> None:
+    """Give back what an adapter's training has learnt besides its values, if it learns such."""
+    if run.adapter is None or adapter_state(run.model) is None:
+        return
+    learnt = folder / TRAINING / LEARNT
+    if not learnt.is_file():
+        raise CheckpointError(
+            f"{folder} has no {TRAINING}/{LEARNT}: it is of another kind of adapter. Resume with the peft_config that "
+            f"wrote it."
+        )
+    tensors = StateTensors(folder / TRAINING / LEARNT_INDEX, run.names, run.model_config)
+    found = {
+        (name, key): tensors.fill(key)(name, stored.shape, 0, stored.shape.numel()).view(stored.shape).clone()
+        for name, stored in run.adapter.stored.items()
+        for key in tensors.keys(name)
+    }
+    updates = json.loads(learnt.read_text(encoding="utf-8"))["updates"]
+    put_adapter_state(run.model, AdapterState(updates, found))
 
 
 def _put_random_numbers(run: Run, folder: Path, manifest: Manifest, position: Position) -> None:

@@ -3,14 +3,14 @@
 import copy
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from collie.adapters import refuse_unresumable
+from collie.adapters import AdapterState, adapter_state
 from collie.controller.trainer._checkpoint._encode import encode
 from collie.controller.trainer._checkpoint._files import Content, Written
 from collie.controller.trainer._checkpoint._manifest import TRAINING, Manifest, describe_files, write_manifest
@@ -37,6 +37,8 @@ from collie.parallel import (
 
 STATE, INDEX, NUMBERS = "state.json", "optimizer.index.json", "optimizer.json"
 ADAPTER_INDEX = "adapter.index.json"
+LEARNT, LEARNT_INDEX = "adapter_state.json", "adapter_state.index.json"
+_MODEL_INDEX, _ADAPTER = "model.safetensors.index.json", f"{TRAINING}/{ADAPTER_INDEX}"
 _PACKAGES = ("torch", "transformers", "deepspeed", "peft", "collie-models", "collie-train")
 _Numbers = dict[str, dict[str, Number]]
 _Groups = list[tuple[dict[str, Any], list[str]]]
@@ -86,39 +88,55 @@ def take_snapshot(run: Run, position: Position) -> Snapshot:
     """
     topology = run.topology
     held: list[Held] = []
-    state = OptimizerState()
+    state, learnt = OptimizerState(), adapter_state(run.model)
     documents: dict[str, Any] = {}
 
     def tell() -> _Told:
         nonlocal state
-        if run.adapter is not None:
-            refuse_unresumable(run.adapter)
         if run.optimizer is not None:
             state = take_state(run.model, run.optimizer, topology)
         held.extend([*held_weights(run.model, topology, run.keeps), *_buffers(run), *state.tensors])
+        held.extend(held_whole(name, key, tensor) for (name, key), tensor in (learnt.tensors if learnt else {}).items())
         documents[f"{TRAINING}/{STATE}"] = run.described(position)
         groups = [(encode(options, "the optimizer's groups"), names) for options, names in state.groups]
         return _Told([one.described() for one in held], state.numbers, groups)
 
     told = together(topology, "The training's state cannot be kept in a checkpoint", tell)
     tasks = share_out([one.tensors for one in told], topology)
-    stem = "model" if run.adapter is None else f"{TRAINING}/adapter"
-    weights = plan_shards([task for task in tasks if task.key == WEIGHT], stem, topology.world_size)
-    states = plan_shards([task for task in tasks if task.key != WEIGHT], f"{TRAINING}/optimizer", topology.world_size)
-    if run.adapter is not None:
-        documents[f"{TRAINING}/{ADAPTER_INDEX}"] = index_of(weights, run.names)
-    elif len(weights) > 1:
-        documents["model.safetensors.index.json"] = index_of(weights, run.names)
-    documents[f"{TRAINING}/{INDEX}"] = index_of(states, run.names)
+    planned = _planned(run, tasks, learnt)
+    documents |= {index: index_of(shards, run.names) for index, shards in planned.items()}
+    if len(planned.get(_MODEL_INDEX, [])) == 1:
+        del documents[_MODEL_INDEX]  # as Hugging Face's folders have it
+    if learnt is not None:
+        documents[f"{TRAINING}/{LEARNT}"] = {"updates": learnt.updates}
     documents[f"{TRAINING}/{NUMBERS}"] = {
         "groups": _merged_groups(one.groups for one in told),
         "numbers": _merged_numbers(one.numbers for one in told),
     }
-    files = _copied(run, tasks, held, [*weights, *states])
+    files = _copied(run, tasks, held, [shard for shards in planned.values() for shard in shards])
     of_this_rank = {**take_random_numbers(topology.device), **{k: t.cpu().clone() for k, t in state.bound.items()}}
     files[rank_file(topology.rank)] = {name: Content(tensor) for name, tensor in of_this_rank.items()}
     layout = {**run.layout, "world_size": topology.world_size}
     return Snapshot(files, documents, position.finished - 1, layout, _ModelFiles(run))
+
+
+def _planned(run: Run, tasks: list[Task], learnt: AdapterState | None) -> dict[str, list[Shard]]:
+    """Return the files of all tensors, by the path of the index that names them."""
+    of_adapter = learnt.tensors.keys() if learnt is not None else set()
+
+    def files(stem: str, chosen: Callable[[Task], bool]) -> list[Shard]:
+        return plan_shards([task for task in tasks if chosen(task)], stem, run.topology.world_size)
+
+    stem, index = ("model", _MODEL_INDEX) if run.adapter is None else (f"{TRAINING}/adapter", _ADAPTER)
+    planned = {index: files(stem, lambda task: task.key == WEIGHT)}
+    if learnt is not None:
+        planned[f"{TRAINING}/{LEARNT_INDEX}"] = files(
+            f"{TRAINING}/adapter_state", lambda task: (task.name, task.key) in of_adapter
+        )
+    planned[f"{TRAINING}/{INDEX}"] = files(
+        f"{TRAINING}/optimizer", lambda task: task.key != WEIGHT and (task.name, task.key) not in of_adapter
+    )
+    return planned
 
 
 def rank_file(rank: int) -> str:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from collie.controller.trainer._checkpoint._files import Content, Written, write_tensors
-from collie.controller.trainer._checkpoint._folder import Target
 from collie.controller.trainer._checkpoint._manifest import Manifest
 from collie.interfaces import CheckpointError
+from collie.models.weights import Target
 from collie.parallel import Topology, await_notes, leave_note
 
 _PATIENCE = 1800.0  # seconds that rank 0 waits for the others
