@@ -9,11 +9,11 @@ import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from collie.interfaces import CollieError, DataError
 
@@ -25,7 +25,7 @@ _AHEAD = 8  # finished tasks a process that may wait for an earlier one
 
 def in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], processes: int, name: Callable[[Task], str]
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`work` of each task, done in `processes` forked processes. Close the iterator to end them early.
 
     `work` is inherited by the fork and may be a closure over anything, such as the rows themselves; tasks and results
@@ -52,7 +52,9 @@ def in_order(
             worker.pipe.close()
 
 
-def here(work: Callable[[Task], Result], tasks: Iterable[Task], name: Callable[[Task], str]) -> Iterator[Result]:
+def here(
+    work: Callable[[Task], Result], tasks: Iterable[Task], name: Callable[[Task], str]
+) -> Generator[Result, None, None]:
     """The same in this process."""
     for task in tasks:
         try:
@@ -104,7 +106,7 @@ def _results(workers: list[_Worker], tasks: Iterable[Any], name: Callable[[Any],
         if not busy:
             return
         for pipe in wait(list(busy)):
-            worker = busy.pop(pipe)  # type: ignore[arg-type]
+            worker = busy.pop(cast(Connection, pipe))
             done[worker.number] = _receive(worker, name)
             idle.append(worker)
         while returned in done:

@@ -89,7 +89,8 @@ def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def _view(data: np.ndarray, name: str, entry: Any) -> np.ndarray:
     try:
-        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        dtype = _DTYPES[entry["dtype"]]
+        shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
         fits = 0 <= start <= end <= len(data) and end - start == math.prod(shape) * dtype.itemsize
     except (KeyError, TypeError) as error:
         raise ValueError(f"its entry {name!r} is {entry!r}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -103,7 +103,7 @@ class _Work:
     def table(self, folder: Path | None = None) -> TokenTable:
         """In memory, or over files in `folder`, with extras as JSON."""
         self.begun = True
-        total = len(self.rows) if hasattr(self.rows, "__len__") else None
+        total = len(self.rows) if isinstance(self.rows, Sized) else None
         with (
             TableBuilder(folder) as builder,
             closing(self._chunks(as_json=folder is not None)) as chunks,
@@ -122,7 +122,7 @@ class _Work:
             self.told = refused.index
             self.on_refused(refused)
 
-    def _chunks(self, as_json: bool) -> Iterator[Chunk]:
+    def _chunks(self, as_json: bool) -> Generator[Chunk, None, None]:
         tasks = _tasks(self.rows)
         first = list(islice(tasks, _FEW))
         tasks = chain(first, tasks)
