@@ -11,6 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 from torch.utils.data import Dataset
 
+from collie.data._build import table_of
 from collie.data._encode import TextEncoder
 from collie.data._files import read_json_rows
 from collie.data._rows import TOKEN_FIELDS, Tokens, check_target, is_sequence, row_kind, token_row
@@ -62,7 +63,7 @@ class CollieDatasetForTraining(Dataset[Any]):
         self.tokenizer = tokenizer
         self.add_special_tokens = add_special_tokens
         self.max_length = max_length
-        self._set_table(TokenTable.from_rows(self._tokenised(dataset)), shuffle, seed)
+        self._set_table(table_of(self._tokenised(dataset)), shuffle, seed)
 
     @classmethod
     def from_json(

@@ -110,3 +110,25 @@ def check_target(tokens: Tokens, index: int, *, uncut: int | None = None) -> Non
         why = f"all of its {length} labels are {IGNORE_INDEX}" if length else "it is empty"
         mend = "give it an output, or labels other than -100"
     raise DataError(f"row {index} has no target token: {why}. To train on it {mend}; else leave it out.")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of one row.
+
+    tokens: within max_length. extra: the row's other fields, kept as they came. uncut: tokens before max_length cut them.
+    inside_turn: whether the cut fell between two targets, so that an answer has lost its end.
+    """
+
+    tokens: Tokens
+    extra: Mapping[str, Any]
+    uncut: int
+    inside_turn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot be used: its index in its source, and the sentence that says why."""
+
+    index: int
+    reason: str
