@@ -2,10 +2,13 @@
 
 from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._check import check_rows
-from collie.data._dataset import CollieDatasetForTraining
+from collie.data._dataset import CollieDatasetForPerplexity, CollieDatasetForTraining
+from collie.data._evaluation import CollieDatasetForClassification, CollieDatasetForGeneration
 from collie.data._loader import CollieDataLoader
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
+from collie.data._report import DataReport, SourceReport
 from collie.data._sampler import CollieBatchSampler, SeededSampler
+from collie.data._sources import Source
 from collie.module import IGNORE_INDEX
 
 __all__ = [
@@ -13,10 +16,16 @@ __all__ = [
     "IGNORE_INDEX",
     "CollieBatchSampler",
     "CollieDataLoader",
+    "CollieDatasetForClassification",
+    "CollieDatasetForGeneration",
+    "CollieDatasetForPerplexity",
     "CollieDatasetForTraining",
     "ColliePadder",
+    "DataReport",
     "MicroBatch",
     "SeededSampler",
+    "Source",
+    "SourceReport",
     "check_rows",
     "evaluation_batches",
 ]
