@@ -3,10 +3,12 @@
 from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._chat import ChatEncoder
 from collie.data._check import check_rows
-from collie.data._dataset import CollieDatasetForTraining
+from collie.data._dataset import CollieDatasetForPerplexity, CollieDatasetForTraining
 from collie.data._loader import CollieDataLoader
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
+from collie.data._report import DataReport, SourceReport
 from collie.data._sampler import CollieBatchSampler, SeededSampler
+from collie.data._sources import Source
 from collie.module import IGNORE_INDEX
 
 __all__ = [
@@ -15,10 +17,14 @@ __all__ = [
     "ChatEncoder",
     "CollieBatchSampler",
     "CollieDataLoader",
+    "CollieDatasetForPerplexity",
     "CollieDatasetForTraining",
     "ColliePadder",
+    "DataReport",
     "MicroBatch",
     "SeededSampler",
+    "Source",
+    "SourceReport",
     "check_rows",
     "evaluation_batches",
 ]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collie.data._dataset import CollieDatasetForTraining
-from collie.data._rows import check_target, row_kind, token_row
+from collie.data._formats import PROCESSED, Formats
+from collie.data._rows import check_target, token_row
 from collie.interfaces import DataError
 
 
@@ -21,10 +22,10 @@ def check_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> N
         return
     if len(rows) == 0:
         raise DataError("the dataset has no rows: nothing can be trained or evaluated on it.")
+    formats = Formats()
     for index in range(len(rows) if limit is None else min(limit, len(rows))):
         row = rows[index]
-        kind = row_kind(row, index)
-        if kind != "input_ids":
+        if formats.of(row, index).name != PROCESSED:
             raise DataError(
                 f"row {index} has the keys {sorted(row)} and no input_ids: make the rows tokens first, "
                 f"with CollieDatasetForTraining(rows, tokenizer)."

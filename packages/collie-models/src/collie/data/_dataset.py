@@ -3,66 +3,86 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from collie.data._encode import TextEncoder
-from collie.data._files import read_json_rows
-from collie.data._rows import TOKEN_FIELDS, Tokens, check_target, is_sequence, row_kind, token_row
+from collie.data._encoders import RowEncoder, training_encoder
+from collie.data._formats import PROCESSED
+from collie.data._mixture import Mixture, Part
+from collie.data._parts import OnBadRow, Reading, parts_of, with_rows
+from collie.data._report import DataReport, report_of
+from collie.data._sources import Source, as_sources
 from collie.data._table import TokenTable
-from collie.interfaces import DataError
 
-_CHUNK = 1024  # rows handed to the tokenizer at once
+TrainOn = Literal["all", "last"] | Sequence[int]
 
 
 class CollieDatasetForTraining(Dataset[Any]):
     """Rows for training, tokenised once, when it is made.
 
-    A row of `dataset` is a dict with
+    A row of `dataset` is a dict in one of these formats, found by its columns:
         "text": every token is a target;
-        "input" and "output": the output's tokens are targets (see TextEncoder for how the two are joined);
-        "input_ids", and "attention_mask" and "labels" if it has them: taken as it is, with every other field it
-        carries.
-    Of a row of text nothing but its tokens is kept. `dataset[3]` is {"input_ids", "attention_mask", "labels", …},
+        "input/output": the output's tokens are targets (see TextEncoder for how the two are joined);
+        "alpaca" (instruction, output, and input, system, history if it has them): the text of Stanford Alpaca, with
+            the output as targets;
+        "messages" (OpenAI's, and tools) and "sharegpt" (conversations): what the tokenizer's chat template writes, with
+            turns of the assistant as targets (see ChatEncoder);
+        "input_ids", and attention_mask and labels if it has them: taken as it is, with every other field it carries.
+    Of every other row nothing but its tokens is kept. `dataset[3]` is {"input_ids", "attention_mask", "labels", …},
     lists of one length, labels -100 where there is no target and not shifted (the loss shifts). `dataset[:32]` is
     a dataset over the same memory.
 
     Args:
-        dataset: any iterable of such rows.
+        dataset: rows: a list or any iterable, a `datasets` dataset, a path (.json, .jsonl, .csv, .parquet, or a folder
+            that `save_processed` wrote), a Source of one of these, or a list of Sources, which are mixed by weight.
         tokenizer: of transformers; needed where a row is text.
         add_special_tokens: put the tokenizer's leading tokens (bos) before a row, and its eos, a target, behind it.
+            A chat template writes its own, whatever this says.
         shuffle: mix the rows once, by `seed`. (The loader shuffles every epoch; this is for taking a slice.)
+        seed: of shuffle, and of which rows a source with a weight that is not whole gives.
         max_length: tokens a row is cut to, from the right; -1 for no limit.
+        chat_template: Jinja text in place of the tokenizer's. Where it is given, input/output and alpaca rows become a
+            turn of the user and one of the assistant; `tokenizer.chat_template` gives the tokenizer's own.
+        train_on: which turns of the assistant are targets: "all", the "last", or their numbers from 0.
+        on_bad_row: "raise" names the first row that cannot be used; "skip" leaves such rows out, and `report` has them.
+        processes: how many tokenise; None chooses by the machine and the rows.
+        cache: keep the tokens on disk, and take them from there: None for files and `datasets` datasets, True also for
+            lists, False never.
+        progress: False for no progress bar; else there is one on a terminal.
 
     Raises:
-        DataError: a row lacks the keys it needs, needs a tokenizer and has none, or has no target token left; it
-            is named by its index. Also where there are no rows.
+        DataError: an option that does not fit; no rows; or a row that cannot be used: it lacks columns, needs a
+            tokenizer and has none, or has no target token left. It is named by its source and its index there.
+        MissingExtraError: a .parquet file without pyarrow.
     """
 
     def __init__(
         self,
-        dataset: Iterable[Mapping[str, Any]],
+        dataset: Any,
         tokenizer: Any = None,
         add_special_tokens: bool = True,
         shuffle: bool = False,
         seed: int = 1024,
         max_length: int = -1,
+        *,
+        chat_template: str | None = None,
+        train_on: TrainOn = "all",
+        on_bad_row: OnBadRow = "raise",
+        processes: int | None = None,
+        cache: bool | None = None,
+        progress: bool | None = None,
     ) -> None:
-        if max_length != -1 and max_length < 2:
-            raise DataError(f"max_length={max_length} leaves no token to predict: give at least 2, or -1 for no limit.")
-        if isinstance(dataset, str | Path):
-            raise DataError(
-                f"dataset={str(dataset)!r} is a path: read it with CollieDatasetForTraining.from_json(path, …)."
-            )
         self.tokenizer = tokenizer
         self.add_special_tokens = add_special_tokens
         self.max_length = max_length
-        self._set_table(TokenTable.from_rows(self._tokenised(dataset)), shuffle, seed)
+        self.chat_template = chat_template
+        self.train_on = train_on
+        reading = Reading(on_bad_row, processes, cache, progress is not False)
+        self._set_parts(parts_of(as_sources(dataset), self._encoder, max_length, reading), shuffle, seed)
 
     @classmethod
     def from_json(
@@ -73,30 +93,43 @@ class CollieDatasetForTraining(Dataset[Any]):
         shuffle: bool = False,
         seed: int = 1024,
         max_length: int = -1,
+        **options: Any,
     ) -> Self:
         """The rows of a JSON file that is a list, or of a file with one JSON object a line.
 
-        Raises DataError naming the file, and the row as the class does.
+        options: further keyword arguments of the class. Raises DataError naming the file, and the row as the class
+        does.
         """
-        rows = read_json_rows(path)
-        try:
-            return cls(rows, tokenizer, add_special_tokens, shuffle, seed, max_length)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
+        return cls(Source(path), tokenizer, add_special_tokens, shuffle, seed, max_length, **options)
 
     @classmethod
     def from_processed(cls, path: str | Path, shuffle: bool = False, seed: int = 1024) -> Self:
         """The dataset that `save_processed` wrote to the folder `path`: no tokenizer is needed, nothing is executed."""
         self = cls.__new__(cls)
         self.tokenizer, self.add_special_tokens, self.max_length = None, True, -1
-        self._set_table(TokenTable.load(Path(path)), shuffle, seed)
+        self.chat_template, self.train_on = None, "all"
+        table = TokenTable.load(Path(path), mapped=True)
+        self._set_parts([with_rows(Part(Source(path), str(path), PROCESSED, table, table.refused))], shuffle, seed)
         return self
 
     def save_processed(self, path: str | Path) -> None:
         """Write the tokens, in this dataset's order, to the folder `path` (safetensors), for `from_processed`."""
-        self._table.save(Path(path), self._order)
+        self._mixture.table().save(Path(path), self._order)
 
     save_propressed = save_processed  # the name that existing scripts call
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int64, without reading them."""
+        return self._mixture.lengths(self._order)
+
+    @property
+    def report(self) -> DataReport:
+        """What became of the rows, by source: counts of tokens and targets, what was cut and skipped; str() is a table.
+
+        It reads which tokens are targets, all of them, whenever it is asked for.
+        """
+        return report_of(self._mixture, self._order)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -113,55 +146,30 @@ class CollieDatasetForTraining(Dataset[Any]):
             part = copy.copy(self)
             part._order = self._order[index]
             return part
-        return self._table.row(int(self._order[index]))
+        return self._mixture.row(int(self._order[index]))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        tokens = int(np.diff(self._table.offsets)[self._order].sum())
-        return f"{type(self).__name__}({len(self)} rows, {tokens} tokens)"
+        return f"{type(self).__name__}({len(self)} rows, {int(self.lengths.sum())} tokens)"
 
-    def _set_table(self, table: TokenTable, shuffle: bool, seed: int) -> None:
-        if not len(table):
-            raise DataError("the dataset has no rows: nothing can be trained or evaluated on it.")
-        self._table = table
-        self._order = np.random.default_rng(seed).permutation(len(table)) if shuffle else np.arange(len(table))
+    def _encoder(self, format: str | None) -> RowEncoder:
+        """What makes tokens of a source's rows, which are of the format of that name, or each of its own."""
+        return training_encoder(
+            self.tokenizer,
+            self.add_special_tokens,
+            self.max_length,
+            chat_template=self.chat_template,
+            train_on=self.train_on,
+            format=format,
+            caller=type(self).__name__,
+        )
 
-    def _tokenised(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Tokens, dict[str, Any]]]:
-        encoder = TextEncoder(self.tokenizer, self.add_special_tokens) if self.tokenizer is not None else None
-        numbered = enumerate(rows)
-        while chunk := dict(islice(numbered, _CHUNK)):
-            yield from self._chunk(chunk, encoder)
+    def _set_parts(self, parts: Sequence[Part], shuffle: bool, seed: int) -> None:
+        self._mixture = Mixture(parts)
+        self._order = self._mixture.order(shuffle, seed)
 
-    def _chunk(
-        self, chunk: dict[int, Mapping[str, Any]], encoder: TextEncoder | None
-    ) -> Iterator[tuple[Tokens, dict[str, Any]]]:
-        """Rows by their index, in order; those of one kind reach the tokenizer together."""
-        kinds: dict[str, list[int]] = {}
-        for index, row in chunk.items():
-            kinds.setdefault(row_kind(row, index), []).append(index)
-        processed = set(kinds.pop("input_ids", ()))
-        tokens = {index: token_row(chunk[index], index) for index in processed}
-        for kind, indices in kinds.items():
-            if encoder is None:
-                raise DataError(
-                    f"row {indices[0]} is text (it has {sorted(chunk[indices[0]])}) and there is no tokenizer: "
-                    f"{type(self).__name__}(rows, tokenizer)."
-                )
-            encoded = encoder.encode([chunk[index] for index in indices], kind, indices)
-            tokens.update(zip(indices, encoded, strict=True))
-        for index, row in chunk.items():
-            extra = {name: row[name] for name in row if name not in TOKEN_FIELDS} if index in processed else {}
-            yield self._fitted(tokens[index], extra, index)
 
-    def _fitted(self, tokens: Tokens, extra: dict[str, Any], index: int) -> tuple[Tokens, dict[str, Any]]:
-        """The row within max_length; what it carries for each token (position_ids, say) is cut with it."""
-        uncut = len(tokens.input_ids)
-        if 0 <= self.max_length < uncut:
-            tokens = tokens.cut(self.max_length)
-            extra = {
-                name: value[: self.max_length] if is_sequence(value, uncut) else value for name, value in extra.items()
-            }
-        check_target(tokens, index, uncut=uncut)
-        return tokens, extra
+class CollieDatasetForPerplexity(CollieDatasetForTraining):
+    """Rows whose targets a model is scored on: those of CollieDatasetForTraining, for EvaluatorForPerplexity."""

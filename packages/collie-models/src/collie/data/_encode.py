@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from collie.data._rows import Tokens
+from collie.data._rows import Encoded, Refused, Tokens, fitted
 from collie.interfaces import DataError
 from collie.module import IGNORE_INDEX
 
@@ -14,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """Turns rows of text into tokens with a transformers tokenizer (or any callable of its kind).
+    """Turns {"text"} and {"input", "output"} into tokens with a transformers tokenizer (or any callable of its kind).
 
     Input and output are tokenised apart and their ids joined: joined as text, a space at the end of the input
     would merge into the first token of the output, and the model would be trained on a split that generation never
@@ -22,11 +25,13 @@ class TextEncoder:
 
     With `add_special_tokens` a row begins with what the tokenizer puts before a text (bos, for most), and ends
     with its eos, which is a target: so the model learns to stop. What else the tokenizer would put behind a text
-    is left out.
+    is left out. `max_length`: tokens a row is cut to, from the right; -1 for no limit.
     """
 
-    def __init__(self, tokenizer: Any, add_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Any, add_special_tokens: bool, max_length: int = -1) -> None:
         self.tokenizer = tokenizer
+        self.add_special_tokens = add_special_tokens
+        self.max_length = max_length
         self.prefix: list[int] = []
         self.suffix: list[int] = []
         if add_special_tokens:
@@ -39,17 +44,31 @@ class TextEncoder:
             else:
                 self.suffix = [eos]
 
-    def encode(self, rows: Sequence[Mapping[str, Any]], kind: str, indices: Sequence[int]) -> list[Tokens]:
-        """Tokens of rows of one kind, "text" or "input"; `indices` are their numbers, for errors."""
-        texts = {
-            name: self._ids([_string(row, name, index) for row, index in zip(rows, indices, strict=True)])
-            for name in (("text",) if kind == "text" else ("input", "output"))
-        }
-        if kind == "text":
-            return [self._join([], self.prefix + ids) for ids in texts["text"]]
+    def fingerprint(self) -> str:
+        """Changes with everything that the tokens depend on besides the rows."""
+        parts = [tokenizer_digest(self.tokenizer), self.prefix, self.suffix, self.max_length]
+        return hashlib.sha256(json.dumps(["text", *parts]).encode()).hexdigest()
+
+    def encode(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Encoded | Refused]:
+        """Tokens of rows in order; `indices` are their numbers, for errors."""
+        texts = [row["text"] for row in rows if "text" in row]
+        pairs = [row for row in rows if "text" not in row]
+        ids = iter(self.ids([*texts, *(row["input"] for row in pairs), *(row["output"] for row in pairs)]))
+        whole = iter([next(ids) for _ in texts])
+        given = iter([next(ids) for _ in pairs])
         return [
-            self._join(self.prefix + given, ids) for given, ids in zip(texts["input"], texts["output"], strict=True)
+            fitted(self._join([], self.prefix + next(whole)), index, self.max_length, turns=False)
+            if "text" in row
+            else fitted(self._join(self.prefix + next(given), next(ids)), index, self.max_length)
+            for row, index in zip(rows, indices, strict=True)
         ]
+
+    def ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids of many texts in one call, which fast tokenizers spread over threads; no special tokens around them."""
+        if not texts:
+            return []
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
 
     def _join(self, given: list[int], targets: list[int]) -> Tokens:
         if targets[-1:] != self.suffix:  # a text may bring its own end
@@ -57,10 +76,30 @@ class TextEncoder:
         ids = given + targets
         return Tokens(ids, [1] * len(ids), [IGNORE_INDEX] * len(given) + targets)
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        """Ids of many texts in one call, which fast tokenizers spread over threads."""
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return ids
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """A digest of what a tokenizer makes of texts: equal for two that were loaded from the same files.
+
+    Raises DataError: a callable of one's own whose content cannot be told.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        content.pop("padding", None)  # of the last call, and nothing to a text's ids
+        content.pop("truncation", None)
+        told = json.dumps(content).encode()
+    elif hasattr(tokenizer, "get_vocab"):
+        kept = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
+        told = json.dumps([*kept, getattr(tokenizer, "init_kwargs", {})], default=str, sort_keys=True).encode()
+    else:
+        try:
+            told = pickle.dumps(tokenizer)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise DataError(
+                f"the tokenizer, a {type(tokenizer).__name__}, cannot be told from another ({error}), and so what it "
+                "makes of rows cannot be kept: give cache=False."
+            ) from error
+    return hashlib.sha256(told).hexdigest()
 
 
 def _leading_tokens(tokenizer: Any) -> list[int]:
@@ -71,12 +110,3 @@ def _leading_tokens(tokenizer: Any) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return full[:start]
     return []
-
-
-def _string(row: Mapping[str, Any], name: str, index: int) -> str:
-    value = row[name]
-    if not isinstance(value, str):
-        raise DataError(
-            f"{name!r} of row {index} is a {type(value).__name__} ({str(value)[:40]!r}): a string is needed."
-        )
-    return value

@@ -14,7 +14,6 @@ from collie.module import IGNORE_INDEX
 
 TOKEN_FIELDS = ("input_ids", "attention_mask", "labels")
 
-_NEEDED = "a row needs 'text', or 'input' and 'output', or 'input_ids'"
 _LARGEST_ID = np.iinfo(np.int32).max
 
 
@@ -29,22 +28,6 @@ class Tokens:
     def cut(self, length: int) -> Tokens:
         """The first `length` positions."""
         return Tokens(self.input_ids[:length], self.attention_mask[:length], self.labels[:length])
-
-
-def row_kind(row: Any, index: int) -> str:
-    """How row `index` is to be read: "input_ids", "input" (with "output") or "text", by its keys in this order.
-
-    Raises DataError: no mapping, or none of the three.
-    """
-    if not isinstance(row, Mapping):
-        raise DataError(f"row {index} is a {type(row).__name__}, not a dict: {_NEEDED}.")
-    if "input_ids" in row:
-        return "input_ids"
-    if "input" in row and "output" in row:
-        return "input"
-    if "text" in row:
-        return "text"
-    raise DataError(f"row {index} has the keys {sorted(map(str, row))}: {_NEEDED}.")
 
 
 def token_row(row: Mapping[str, Any], index: int) -> Tokens:
@@ -116,7 +99,7 @@ def check_target(tokens: Tokens, index: int, *, uncut: int | None = None) -> Non
 class Encoded:
     """What became of one row.
 
-    tokens: within max_length. extra: the row's other fields, kept as they came. uncut: tokens before max_length cut them.
+    tokens: within max_length. extra: the row's other fields, kept as they came. uncut: its tokens before that cut.
     inside_turn: whether the cut fell between two targets, so that an answer has lost its end.
     """
 
@@ -128,7 +111,27 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot be used: its index in its source, and the sentence that says why."""
+    """A row that cannot be used: its index in its source, and the whole sentence that says why ("row 3 has no …")."""
 
     index: int
     reason: str
+
+
+def fitted(
+    tokens: Tokens, index: int, max_length: int, *, extra: Mapping[str, Any] | None = None, turns: bool = True
+) -> Encoded | Refused:
+    """Row `index` within max_length (-1 for no limit), cut from the right; refused where no target is left.
+
+    extra: the row's other fields; those that hold a number for each token are cut with it.
+    turns: whether the targets are answers, of which a cut may take the end. A text's are not.
+    """
+    uncut, extra, inside_turn = len(tokens.input_ids), extra or {}, False
+    if 0 <= max_length < uncut:
+        inside_turn = turns and IGNORE_INDEX not in tokens.labels[max_length - 1 : max_length + 1]
+        tokens = tokens.cut(max_length)
+        extra = {name: value[:max_length] if is_sequence(value, uncut) else value for name, value in extra.items()}
+    try:
+        check_target(tokens, index, uncut=uncut)
+    except DataError as error:
+        return Refused(index, str(error))
+    return Encoded(tokens, extra, uncut, inside_turn)
