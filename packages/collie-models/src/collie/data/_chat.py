@@ -12,7 +12,8 @@ from typing import Any, Literal
 from collie.data._chat_messages import Conversation, TrainOn, conversation
 from collie.data._chat_template import ChatTemplate
 from collie.data._chat_turns import derived_turns, marked_turns
-from collie.data._rows import Encoded, Refused, Tokens, has_target
+from collie.data._encode import tokenizer_digest
+from collie.data._rows import Encoded, Refused, Tokens, fitted, has_target
 from collie.data._token_spans import Span, SpanTokenizer
 from collie.interfaces import DataError
 from collie.module import IGNORE_INDEX
@@ -84,13 +85,13 @@ class ChatEncoder:
         self._template = ChatTemplate(tokenizer, chat_template, self._options)
         self._spans = SpanTokenizer(tokenizer)
         self._eos = getattr(tokenizer, "eos_token_id", None)
-        self.stops = _special_ids(tokenizer)
+        self.stops = special_ids(tokenizer)
 
     def fingerprint(self) -> str:
         """A digest of what the tokens depend on besides the rows."""
         parts = [
             "chat 1",
-            _content_of(self._tokenizer),
+            tokenizer_digest(self._tokenizer),
             dict(self._tokenizer.special_tokens_map),
             self._template.sources(),
             self._options,
@@ -155,20 +156,16 @@ class ChatEncoder:
         return first_stop + ending.index(self._eos) + 1 if self._eos in ending else stripped
 
     def _cut(self, whole: Tokens, index: int) -> Encoded | Refused:
-        uncut = len(whole.input_ids)
-        cut = uncut if self.max_length < 0 else min(uncut, self.max_length)
-        tokens = whole.cut(cut)
-        if not has_target(tokens.labels):
-            if not has_target(whole.labels):
-                return _refused("the chat template writes nothing for the turns that train_on chooses.", index)
-            first = next(place for place, label in enumerate(whole.labels) if label != IGNORE_INDEX)
+        if not has_target(whole.labels):
+            return _refused("the chat template writes nothing for the turns that train_on chooses.", index)
+        first = next(place for place, label in enumerate(whole.labels) if label != IGNORE_INDEX)
+        if 0 <= self.max_length <= first:
             return _refused(
-                f"max_length={self.max_length} cuts it from {uncut} tokens, and its first trained turn begins at token "
-                f"{first}: raise max_length or shorten the row.",
+                f"max_length={self.max_length} cuts it from {len(whole.input_ids)} tokens, and its first trained turn "
+                f"begins at token {first}: raise max_length or shorten the row.",
                 index,
             )
-        inside = cut < uncut and IGNORE_INDEX not in whole.labels[cut - 1 : cut + 1]
-        return Encoded(tokens, {}, uncut, inside)
+        return fitted(whole, index, self.max_length)
 
 
 def _refused(reason: str, index: int) -> Refused:
@@ -204,18 +201,8 @@ def _checked_choice(train_on: Literal["all", "last"] | Sequence[int]) -> TrainOn
     raise DataError(f"train_on={train_on!r} is neither 'all' nor 'last' nor a list of turns such as [0, -1].")
 
 
-def _special_ids(tokenizer: Any) -> frozenset[int]:
+def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the tokens that are no text: those which the tokenizer holds special, its eos among them."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {number for number, token in added.items() if token.special}
-    return frozenset(special | set(getattr(tokenizer, "all_special_ids", ())))
-
-
-def _content_of(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return json.dumps([type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())])
-    content = json.loads(backend.to_str())
-    content.pop("padding", None)  # of the last call
-    content.pop("truncation", None)
-    return json.dumps(content)
+    return frozenset(special | set(getattr(tokenizer, "allspecial_ids", ())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -45,9 +45,13 @@ class CollieDatasetForTraining(Dataset[Any]):
         shuffle: mix the rows once, by `seed`. (The loader shuffles every epoch; this is for taking a slice.)
         seed: of shuffle, and of which rows a source with a weight that is not whole gives.
         max_length: tokens a row is cut to, from the right; -1 for no limit.
-        chat_template: Jinja text in place of the tokenizer's. Where it is given, input/output and alpaca rows become a
-            turn of the user and one of the assistant; `tokenizer.chat_template` gives the tokenizer's own.
+        chat_template: Jinja text, or a file of it, in place of the tokenizer's. Where it is given, input/output and
+            alpaca rows become a turn of the user and one of the assistant; `tokenizer.chat_template` gives the
+            tokenizer's own.
         train_on: which turns of the assistant are targets: "all", the "last", or their numbers from 0.
+        train_on_end: False leaves the tokens that end a turn out of the targets; a run whose conversations train none
+            is refused else.
+        chat_template_kwargs: further variables of the chat template, such as {"enable_thinking": False}.
         on_bad_row: "raise" names the first row that cannot be used; "skip" leaves such rows out, and `report` has them.
         processes: how many tokenise; None chooses by the machine and the rows.
         cache: keep the tokens on disk, and take them from there: None for files and `datasets` datasets, True also for
@@ -69,8 +73,10 @@ class CollieDatasetForTraining(Dataset[Any]):
         seed: int = 1024,
         max_length: int = -1,
         *,
-        chat_template: str | None = None,
+        chat_template: str | Path | None = None,
         train_on: TrainOn = "all",
+        train_on_end: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         on_bad_row: OnBadRow = "raise",
         processes: int | None = None,
         cache: bool | None = None,
@@ -81,6 +87,8 @@ class CollieDatasetForTraining(Dataset[Any]):
         self.max_length = max_length
         self.chat_template = chat_template
         self.train_on = train_on
+        self.train_on_end = train_on_end
+        self.chat_template_kwargs = chat_template_kwargs
         reading = Reading(on_bad_row, processes, cache, progress is not False)
         self._set_parts(parts_of(as_sources(dataset), self._encoder, max_length, reading), shuffle, seed)
 
@@ -108,6 +116,7 @@ class CollieDatasetForTraining(Dataset[Any]):
         self = cls.__new__(cls)
         self.tokenizer, self.add_special_tokens, self.max_length = None, True, -1
         self.chat_template, self.train_on = None, "all"
+        self.train_on_end, self.chat_template_kwargs = True, None
         table = TokenTable.load(Path(path), mapped=True)
         self._set_parts([with_rows(Part(Source(path), str(path), PROCESSED, table, table.refused))], shuffle, seed)
         return self
@@ -122,6 +131,11 @@ class CollieDatasetForTraining(Dataset[Any]):
     def lengths(self) -> np.ndarray:
         """Tokens of each row, int64, without reading them."""
         return self._mixture.lengths(self._order)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The sources with their tokens."""
+        return self._mixture.parts
 
     @property
     def report(self) -> DataReport:
@@ -162,6 +176,8 @@ class CollieDatasetForTraining(Dataset[Any]):
             self.max_length,
             chat_template=self.chat_template,
             train_on=self.train_on,
+            train_on_end=self.train_on_end,
+            chat_template_kwargs=self.chat_template_kwargs,
             format=format,
             caller=type(self).__name__,
         )

@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+from collie.data._chat import ChatEncoder
 from collie.data._encode import TextEncoder
 from collie.data._formats import PROCESSED, Example, Formats
 from collie.data._rows import TOKEN_FIELDS, Encoded, Refused, fitted, token_row
@@ -111,8 +113,10 @@ def training_encoder(
     add_special_tokens: bool = True,
     max_length: int = -1,
     *,
-    chat_template: str | None = None,
+    chat_template: str | Path | None = None,
     train_on: Any = "all",
+    train_on_end: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     format: str | None = None,
     caller: str = "CollieDatasetForTraining",
 ) -> RowEncoder:
@@ -130,23 +134,26 @@ def training_encoder(
     )
     encoders: dict[str, Encoder | Lacking] = {
         PROCESSED: TokensEncoder(max_length),
-        "messages": _chat_encoder(tokenizer, chat_template, train_on, max_length, caller),
+        "messages": _chat_encoder(
+            tokenizer,
+            chat_template,
+            caller,
+            train_on=train_on,
+            max_length=max_length,
+            train_on_end=train_on_end,
+            chat_template_kwargs=chat_template_kwargs,
+        ),
         "text": text,
         "input": text,
     }
     return RowEncoder(Formats(forced=format), encoders, chat=chat_template is not None)
 
 
-def _chat_encoder(
-    tokenizer: Any, template: str | None, train_on: Any, max_length: int, caller: str
-) -> Encoder | Lacking:
+def _chat_encoder(tokenizer: Any, template: str | Path | None, caller: str, **options: Any) -> Encoder | Lacking:
     if tokenizer is None:
         return Lacking("a conversation", f"there is no tokenizer: {caller}(rows, tokenizer).")
     if template is None and getattr(tokenizer, "chat_template", None) is None:
         return Lacking(
             "a conversation", f"the tokenizer has no chat template: {caller}(rows, tokenizer, chat_template=…)."
         )
-    from collie.data._chat import ChatEncoder
-
-    encoder: Encoder = ChatEncoder(tokenizer, template, train_on, max_length)
-    return encoder
+    return ChatEncoder(tokenizer, template, **options)
