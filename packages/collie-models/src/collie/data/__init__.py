@@ -4,6 +4,7 @@ from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._chat import ChatEncoder
 from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForPerplexity, CollieDatasetForTraining
+from collie.data._evaluation import CollieDatasetForClassification, CollieDatasetForGeneration
 from collie.data._loader import CollieDataLoader
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
 from collie.data._report import DataReport, SourceReport
@@ -17,6 +18,8 @@ __all__ = [
     "ChatEncoder",
     "CollieBatchSampler",
     "CollieDataLoader",
+    "CollieDatasetForClassification",
+    "CollieDatasetForGeneration",
     "CollieDatasetForPerplexity",
     "CollieDatasetForTraining",
     "ColliePadder",

@@ -160,13 +160,17 @@ class CollieDatasetForTraining(Dataset[Any]):
             part = copy.copy(self)
             part._order = self._order[index]
             return part
-        return self._mixture.row(int(self._order[index]))
+        return self._shown(self._mixture.row(int(self._order[index])))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} rows, {int(self.lengths.sum())} tokens)"
+
+    def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row as it is handed out, of what the table keeps of it."""
+        return row
 
     def _encoder(self, format: str | None) -> RowEncoder:
         """What makes tokens of a source's rows, which are of the format of that name, or each of its own."""

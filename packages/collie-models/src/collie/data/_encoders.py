@@ -22,15 +22,20 @@ _VERSION = 1  # of what a format makes of a row: raised with it, so that no olde
 
 
 class TokensEncoder:
-    """Takes rows that are tokens already, with the other fields that they carry."""
+    """Takes rows that are tokens already, with the other fields that they carry.
+
+    max_length: tokens a row is cut to; -1 for no limit.
+    """
 
     def __init__(self, max_length: int = -1) -> None:
         self.max_length = max_length
 
     def fingerprint(self) -> str:
+        """Changes with max_length."""
         return f"tokens {self.max_length}"
 
     def encode(self, rows: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Encoded | Refused]:
+        """The rows' tokens, in order."""
         return [self._one(row, index) for row, index in zip(rows, indices, strict=True)]
 
     def _one(self, row: Mapping[str, Any], index: int) -> Encoded | Refused:
@@ -66,7 +71,7 @@ class RowEncoder:
 
     def fingerprint(self) -> str:
         """Changes with the encoders, and with which formats the rows may have."""
-        formats = [_VERSION, [format.name for format in self.formats.formats], self.formats.prompts, self.chat]
+        formats = [_VERSION, [format.name for format in self.formats.formats], self.chat]
         # several fields may have one encoder, whose fingerprint reads a vocabulary
         distinct = {id(encoder): encoder for encoder in self.encoders.values() if not isinstance(encoder, Lacking)}
         prints = {key: encoder.fingerprint() for key, encoder in distinct.items()}
@@ -156,4 +161,9 @@ def _chat_encoder(tokenizer: Any, template: str | Path | None, caller: str, **op
         return Lacking(
             "a conversation", f"the tokenizer has no chat template: {caller}(rows, tokenizer, chat_template=…)."
         )
-    return ChatEncoder(tokenizer, template, **options)
+    try:
+        return ChatEncoder(tokenizer, template, **options)
+    except DataError as error:
+        if template is not None or options["train_on"] != "all":
+            raise
+        return Lacking("a conversation", str(error))  # of the tokenizer's template, which other rows do not need

@@ -60,7 +60,7 @@ def csv_rows(path: Path) -> Iterator[dict[str, str]]:
                     )
                 yield row
     except csv.Error as error:
-        raise DataError(f"{path} line {reader.line_num} is no valid CSV: {error}.") from error
+        raise DataError(f"{path} is no valid CSV behind line {reader.line_num}: {error}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,6 @@ class Format:
 
     name: as the report and `format=` call it.
     columns: what a row of it has at the least.
-    answer: the columns, beside those, that a row to train on has; a prompt may lack them.
     over: names of the formats that it stands above where a row has the columns of both.
     example: row, index → what an encoder takes. Raises DataError.
     chat: the same where a chat template was asked for.
@@ -34,17 +33,11 @@ class Format:
     columns: frozenset[str]
     example: Callable[[Mapping[str, Any], int], Example]
     chat: Callable[[Mapping[str, Any], int], Example]
-    answer: frozenset[str] = frozenset()
     over: tuple[str, ...] = ()
 
-    def fits(self, columns: Iterable[str], *, prompts: bool = False) -> bool:
-        """Whether a row with these columns may be of this format; `prompts`: also without an answer."""
-        return (self.columns if prompts else self.columns | self.answer) <= set(columns)
-
-    def needs(self, *, prompts: bool = False) -> str:
+    def needs(self) -> str:
         """Its columns in words: "'input' and 'output'"."""
-        columns = [*sorted(self.columns), *([] if prompts else sorted(self.answer))]
-        return " and ".join(map(repr, columns))
+        return " and ".join(map(repr, sorted(self.columns)))
 
 
 def _same(row: Mapping[str, Any], index: int) -> Example:
@@ -123,15 +116,8 @@ PROCESSED = "input_ids"
 
 FORMATS: tuple[Format, ...] = (
     Format("text", frozenset({"text"}), _text, _text),
-    Format("input/output", frozenset({"input"}), _pair, _pair_as_turns, answer=frozenset({"output"}), over=("text",)),
-    Format(
-        "alpaca",
-        frozenset({"instruction"}),
-        _alpaca,
-        _alpaca_as_turns,
-        answer=frozenset({"output"}),
-        over=("text", "input/output"),
-    ),
+    Format("input/output", frozenset({"input", "output"}), _pair, _pair_as_turns, over=("text",)),
+    Format("alpaca", frozenset({"instruction", "output"}), _alpaca, _alpaca_as_turns, over=("text", "input/output")),
     Format("sharegpt", frozenset({"conversations"}), _sharegpt, _sharegpt, over=("text",)),
     Format("messages", frozenset({"messages"}), _messages, _messages, over=("text",)),
     Format(
@@ -148,12 +134,11 @@ class Formats:
     """A table of formats, and which of them a row has.
 
     formats: the table. forced: the name of the one that every row has to be of; None finds it by columns.
-    prompts: whether rows may lack their answer.
 
     Raises DataError: `forced` is no name of the table.
     """
 
-    def __init__(self, formats: Sequence[Format] = FORMATS, forced: str | None = None, prompts: bool = False) -> None:
+    def __init__(self, formats: Sequence[Format] = FORMATS, forced: str | None = None) -> None:
         names = {format.name: format for format in formats}
         if forced is not None and forced not in names:
             near = nearest(forced, names)
@@ -162,7 +147,6 @@ class Formats:
                 f"Known are {', '.join(map(repr, names))}."
             )
         self.formats = tuple(formats) if forced is None else (names[forced],)
-        self.prompts = prompts
         self._found: dict[frozenset[str], Format | None] = {}
 
     def of(self, row: Any, index: int) -> Format:
@@ -182,7 +166,7 @@ class Formats:
     def _by_columns(self, columns: frozenset[str], index: int) -> Format | None:
         if columns in self._found:
             return self._found[columns]
-        fitting = [format for format in self.formats if format.fits(columns, prompts=self.prompts)]
+        fitting = [format for format in self.formats if format.columns <= columns]
         below = {name for format in fitting for name in format.over}
         first = [format for format in fitting if format.name not in below]
         if len(first) > 1:
@@ -194,5 +178,5 @@ class Formats:
         return self._found.setdefault(columns, first[0] if first else None)
 
     def _needed(self) -> str:
-        needs = [format.needs(prompts=self.prompts) for format in self.formats]
+        needs = [format.needs() for format in self.formats]
         return f"a row needs {', or '.join(needs)}"
