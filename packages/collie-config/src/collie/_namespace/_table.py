@@ -17,6 +17,7 @@ LEAVES = {  # package: distribution
     "collie.callbacks": "collie-train",
     "collie.controller.trainer": "collie-train",
     "collie.optim": "collie-train",
+    "collie.recipes": "collie-train",
     "collie.controller.evaluator": "collie-eval",
     "collie.controller.server": "collie-eval",
     "collie.metrics": "collie-eval",

@@ -1,6 +1,7 @@
 """Rows, batches, and which rank reads which of them: datasets, padding, loaders for training and evaluation."""
 
 from collie.data._batches import MicroBatch, evaluation_batches
+from collie.data._chat import ChatEncoder
 from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForPerplexity, CollieDatasetForTraining
 from collie.data._evaluation import CollieDatasetForClassification, CollieDatasetForGeneration
@@ -14,6 +15,7 @@ from collie.module import IGNORE_INDEX
 __all__ = [
     "DEFAULT_PADDING",
     "IGNORE_INDEX",
+    "ChatEncoder",
     "CollieBatchSampler",
     "CollieDataLoader",
     "CollieDatasetForClassification",

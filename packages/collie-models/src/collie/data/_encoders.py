@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from collie.data._chat import ChatEncoder
 from collie.data._encode import TextEncoder
 from collie.data._formats import PROCESSED, Example, Formats
 from collie.data._rows import TOKEN_FIELDS, Encoded, Refused, fitted, token_row
@@ -160,8 +161,6 @@ def _chat_encoder(tokenizer: Any, template: str | Path | None, caller: str, **op
         return Lacking(
             "a conversation", f"the tokenizer has no chat template: {caller}(rows, tokenizer, chat_template=…)."
         )
-    from collie.data._chat import ChatEncoder
-
     try:
         return ChatEncoder(tokenizer, template, **options)
     except DataError as error:

@@ -89,13 +89,17 @@ class TokenTable:
 
     def target_counts(self) -> np.ndarray:
         """For each row how many of its labels are not -100, int64. Reads a byte or four of every token."""
-        given = self.columns.get("targets")
-        targets = self.columns["labels"] != IGNORE_INDEX if given is None else given
+        targets = self.targets()
         counts = np.zeros(len(self), dtype=np.int64)
         some = np.flatnonzero(self.lengths)  # reduceat gives an empty row its neighbour's first element
         if len(some):
             counts[some] = np.add.reduceat(targets, self.offsets[some], dtype=np.int64)
         return counts
+
+    def targets(self, part: slice = slice(None)) -> np.ndarray:
+        """For each token of `part` whether it is a target, bool."""
+        given = self.columns.get("targets")
+        return self.columns["labels"][part] != IGNORE_INDEX if given is None else given[part]
 
     def _labels(self, part: slice) -> np.ndarray:
         if "labels" in self.columns:
