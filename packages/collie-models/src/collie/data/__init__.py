@@ -4,6 +4,7 @@ from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForTraining
 from collie.data._loader import CollieDataLoader
+from collie.data._packing import PackedDataset, PackingReport
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
 from collie.data._sampler import CollieBatchSampler, SeededSampler
 from collie.module import IGNORE_INDEX
@@ -16,6 +17,8 @@ __all__ = [
     "CollieDatasetForTraining",
     "ColliePadder",
     "MicroBatch",
+    "PackedDataset",
+    "PackingReport",
     "SeededSampler",
     "check_rows",
     "evaluation_batches",

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from collie.data._encode import TextEncoder
 from collie.data._files import read_json_rows
+from collie.data._packing import PackedDataset
 from collie.data._rows import TOKEN_FIELDS, Tokens, check_target, is_sequence, row_kind, token_row
 from collie.data._table import TokenTable
 from collie.interfaces import DataError
@@ -114,6 +115,15 @@ class CollieDatasetForTraining(Dataset[Any]):
             part._order = self._order[index]
             return part
         return self._table.row(int(self._order[index]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens of each row, [rows] int64."""
+        return np.diff(self._table.offsets)[self._order]
+
+    def packed(self, max_length: int) -> PackedDataset:
+        """These rows in packs of at most max_length tokens, of which none is longer; see PackedDataset."""
+        return PackedDataset(self, max_length)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
