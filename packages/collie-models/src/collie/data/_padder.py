@@ -51,7 +51,7 @@ class ColliePadder:
             return {name: self._field(name, [row[name] for row in rows]) for name in rows[0]}
         packs = [_rows_of_pack(row.pop(ROW_LENGTHS), len(row["input_ids"]), i) for i, row in enumerate(rows)]
         fields = {name: self._field(name, [row[name] for row in rows]) for name in rows[0]}
-        return fields | {"cu_seqlens": self._starts(packs, fields["input_ids"].shape[1])}
+        return fields | {"cu_seqlens": self._starts(packs)}
 
     collate_fn = __call__
 
@@ -81,8 +81,9 @@ class ColliePadder:
             place.copy_(tensor)
         return out
 
-    def _starts(self, packs: list[list[int]], length: int) -> Tensor:
-        """cu_seqlens of packs, by the lengths of their rows and that which all are padded to."""
+    def _starts(self, packs: list[list[int]]) -> Tensor:
+        """cu_seqlens of packs, by the lengths of their rows."""
+        length = max(map(sum, packs))  # what all are padded to
         lengths = [0]
         for rows in packs:
             padding = [length - sum(rows)] if sum(rows) < length else []

@@ -95,8 +95,9 @@ class Mask:
             )
         keep_BT = attention_mask.to(device=device, dtype=torch.bool)
         matters, gaps = _padding(keep_BT, past, packed)
-        keep_BT = keep_BT if matters else None
-        return cls(queries, keys, device, keep_BT, gaps and matters, prefix_B, packed=packed)
+        if not matters:
+            return cls(queries, keys, device, prefix_B=prefix_B, packed=packed)
+        return cls(queries, keys, device, keep_BT, gaps, prefix_B, packed=packed)
 
     def within(self, window: int, keys: int) -> "Mask":
         """Return the mask of a layer whose queries see only the last `window` keys, their own among them.
