@@ -183,7 +183,12 @@ def test_widened_places_are_those_of_the_padded_batch(shape, wider):
 
 
 def test_a_mask_of_packs_asks_for_no_dense_mask_where_a_kernel_reads_rows():
-    mask = Mask.build(None, 8, 0, torch.device("cpu"), packed=Packed(torch.tensor([0, 3, 8, 16]), 2, 8))
+    """Padding that is a row of its own, on either side, hides nothing from another."""
+    packs = Packed(torch.tensor([0, 3, 8, 15, 16]), 2, 8)
+    keep = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
+    assert Mask.build(keep, 8, 0, torch.device("cpu"), packed=packs).needs == {"causal", "packed"}
+    assert Mask.build(1 - keep, 8, 0, torch.device("cpu"), packed=packs).needs == {"causal", "packed"}
+    mask = Mask.build(None, 8, 0, torch.device("cpu"), packed=packs)
     assert mask.needs == {"causal", "packed"}
-    assert mask.rows.index_U is None and mask.rows.longest == 8
+    assert mask.rows.index_U is None and mask.rows.longest == 7
     assert mask.within(4, 8).needs == {"causal", "packed", "window"}
