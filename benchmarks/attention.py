@@ -5,8 +5,9 @@
 Prints one JSON line for each case and kernel that the dispatch may choose for it: the largest errors of output and
 gradients, relative to the largest number of each, and the limits: twice the error of the same formula in bfloat16,
 step by step, and two units in bfloat16's last place. `chosen` marks the kernel that the dispatch takes. Then a line
-for each kernel's rate in TFLOP/s (causal attention counted at half, the backward pass at 2.5 forward passes), and one
-for each package that is not there. Ends with status 1 if an error is over its limit.
+for each kernel's rate in TFLOP/s (causal attention counted at half, the backward pass at 2.5 forward passes), of rows
+apart and of packs of eight rows, and one for each package that is not there. Ends with status 1 if an error is over its
+limit.
 
 flash-attn-4 compiles each kind of call for some seconds, so its cases run beside each other in processes of their own.
 """
@@ -18,13 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from collie.module import Mask, attention, attention_backend
+from collie.module import Mask, Packed, attention, attention_backend
 from collie.module._backends import BACKENDS, Call, candidates
 
 # B batch, N query heads, K key/value heads, H head dim, Q queries, T keys
@@ -46,6 +47,7 @@ class Case:
     padding: tuple[tuple[int, int], ...] | None = None  # of each row, before and after its tokens
     window: int | None = None
     prefix: tuple[int, ...] | None = None
+    packs: tuple[tuple[int, ...], ...] | None = None  # the lengths of the rows in each
     gradients: bool = True
 
     def mask(self, device: torch.device) -> Mask:
@@ -56,7 +58,11 @@ class Case:
             rows = [(place_T >= before) & (place_T < keys - after) for before, after in self.padding]
             keep_BT = torch.stack(rows)
         prefix_B = torch.tensor(self.prefix, device=device) if self.prefix is not None else None
-        mask = Mask.build(keep_BT, self.queries, self.past, device, prefix_B=prefix_B)
+        packed = None
+        if self.packs is not None:
+            starts = torch.tensor([0, *(length for rows in self.packs for length in rows)]).cumsum(0)
+            packed = Packed(starts.to(device), len(self.packs), self.queries)
+        mask = Mask.build(keep_BT, self.queries, self.past, device, prefix_B=prefix_B, packed=packed)
         return mask if self.window is None else mask.within(self.window, keys)
 
 
@@ -70,6 +76,9 @@ CASES = {
     "groups of 4, window, padding on both sides, head dim 64": Case(2, 64, padding=((77, 0), (5, 9)), window=100),
     "prefix": Case(prefix=(200, 31)),
     "prefix, left padding, odd length": Case(queries=317, padding=((100, 0), (0, 0)), prefix=(200, 31)),
+    "packed": Case(packs=((200, 3, 309), (512,))),
+    "packed, groups of 4, window, head dim 64": Case(2, 64, packs=((130, 382), (100, 412)), window=100),
+    "packed, padding in rows, odd length": Case(queries=317, padding=((5, 0), (0, 9)), packs=((100, 217), (17, 300))),
     "200 queries after 312 keys": Case(queries=200, past=312),
     "one query after 511 keys": Case(kv_heads=2, queries=1, past=511, gradients=False),
     "one query after 511 keys, left padding": Case(
@@ -152,7 +161,9 @@ def rate(attend: Attend, tensors: list[Tensor], case: Case) -> dict[str, float]:
     """Return TFLOP/s forward, and forward and backward together."""
     q, k, v = tensors
     mask = case.mask(q.device)
-    floats = 2 * q.shape[0] * q.shape[1] * q.shape[2] ** 2 * q.shape[3]  # of one pass: two products, causally halved
+    rows = case.packs or ((case.queries,),) * q.shape[0]
+    pairs = sum(length**2 for pack in rows for length in pack)
+    floats = 2 * pairs * q.shape[1] * q.shape[3]  # of one pass: two products, causally halved
     out = attend(q, k, v, mask)
     gradient = torch.randn_like(out)
 
@@ -179,12 +190,21 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def speed(shape: str, device: torch.device) -> bool:
-    """Print each kernel's rate; return whether all ran."""
+    """Print each kernel's rate, of rows apart and of packs; return whether all ran."""
     batch, heads, queries, head_dim = (int(part) for part in shape.split("x"))
-    case, ran = Case(kv_heads=heads, head_dim=head_dim, queries=queries), True
-    tensors = inputs(batch, heads, case, device)
+    each = max(1, queries // 8)
+    packs = ((*[each] * 7, queries - 7 * each),) * batch
+    apart = Case(kv_heads=heads, head_dim=head_dim, queries=queries)
+    cases = {"apart": apart} | ({"packs of 8": replace(apart, packs=packs)} if queries > 8 else {})
+    ran = [speed_of(rows, case, shape, device) for rows, case in cases.items()]
+    return all(ran)
+
+
+def speed_of(rows: str, case: Case, shape: str, device: torch.device) -> bool:
+    batch, heads, *_ = (int(part) for part in shape.split("x"))
+    tensors, ran = inputs(batch, heads, case, device), True
     for name, attend in [*((name, by(name)) for name in able(case, device)), ("plain", plain)]:
-        line: dict[str, Any] = {"shape": shape, "backend": name}
+        line: dict[str, Any] = {"shape": shape, "rows": rows, "backend": name}
         try:
             line |= rate(attend, tensors, case)
         except Exception as error:  # as above; the formula may need more memory than there is

@@ -16,7 +16,7 @@ from transformers import MistralConfig
 from collie.config import CollieConfig
 from collie.interfaces import ConfigError
 from collie.models import CollieModelForCausalLM
-from collie.module import Mask, _backends, _kernels, attention, attention_backend
+from collie.module import Mask, Packed, _backends, _kernels, attention, attention_backend
 from collie.module._backends import BACKENDS
 from collie.module._rehearsal import Rehearsal
 from collie.testing import toy_config, toy_llama_config
@@ -27,6 +27,11 @@ S = 9
 
 def rows(*lines):
     return torch.tensor([[int(c) for c in line] for line in lines])
+
+
+def packed(keep):
+    """Rows of 4, 1 and 4 tokens, and of 5 and 4."""
+    return Mask.build(keep, S, 0, CPU, packed=Packed(torch.tensor([0, 4, 5, S, S + 5, 2 * S]), 2, S))
 
 
 LEFT, RIGHT, BOTH, HOLE = "000111111", "111110000", "011110000", "110011011"
@@ -46,11 +51,19 @@ MASKS = {
     "cached, left": lambda: Mask.build(rows(LEFT, "1" * S), 4, S - 4, CPU),
     "cached, window": lambda: Mask.build(None, 4, S - 4, CPU).within(3, S),
     "cached, forgotten": lambda: Mask.build(None, 4, 3 * S, CPU).within(3, S),
+    "packed": lambda: packed(None),
+    "packed, padding behind": lambda: packed(rows("1" * S, "110001111")),
+    "packed, padding before and between": lambda: packed(rows("011100111", "110011111")),
+    "packed, window": lambda: packed(None).within(3, S),
+    "packed, window, padding before": lambda: packed(rows("0" + "1" * (S - 1), "1" * S)).within(3, S),
+    "packed, window, holes": lambda: packed(rows("1" * S, "1" * 6 + "101")).within(2, S),
     "one": lambda: Mask.build(None, 1, S - 1, CPU),
     "one, left": lambda: Mask.build(rows(LEFT, "1" * S), 1, S - 1, CPU),
     "one, window": lambda: Mask.build(None, 1, S - 1, CPU).within(3, S),
 }
 FLASH = {"causal", "right", "left", "left, and no token", "both sides", "holes", "window", "window, left"}
+FLASH |= {"packed", "packed, padding behind", "packed, padding before and between", "packed, window"}
+FLASH |= {"packed, window, padding before"}
 FLASH |= {"cached", "cached, window", "cached, forgotten", "one", "one, window"}  # without a dense mask
 
 

@@ -6,6 +6,7 @@ from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForPerplexity, CollieDatasetForTraining
 from collie.data._evaluation import CollieDatasetForClassification, CollieDatasetForGeneration
 from collie.data._loader import CollieDataLoader
+from collie.data._packing import PackedDataset, PackingReport
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
 from collie.data._report import DataReport, SourceReport
 from collie.data._sampler import CollieBatchSampler, SeededSampler
@@ -25,6 +26,8 @@ __all__ = [
     "ColliePadder",
     "DataReport",
     "MicroBatch",
+    "PackedDataset",
+    "PackingReport",
     "SeededSampler",
     "Source",
     "SourceReport",

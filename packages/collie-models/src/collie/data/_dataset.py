@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from collie.data._encoders import RowEncoder, training_encoder
 from collie.data._formats import PROCESSED
 from collie.data._mixture import Mixture, Part
+from collie.data._packing import PackedDataset
 from collie.data._parts import OnBadRow, Reading, parts_of, with_rows
 from collie.data._report import DataReport, report_of
 from collie.data._sources import Source, as_sources
@@ -161,6 +162,10 @@ class CollieDatasetForTraining(Dataset[Any]):
             part._order = self._order[index]
             return part
         return self._shown(self._mixture.row(int(self._order[index])))
+
+    def packed(self, max_length: int) -> PackedDataset:
+        """These rows in packs of at most max_length tokens, of which none is longer; see PackedDataset."""
+        return PackedDataset(self, max_length)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from collie.data._packing import ROW_LENGTHS
 from collie.data._rows import TOKEN_FIELDS
 from collie.interfaces import DataError
 from collie.module import IGNORE_INDEX
@@ -30,6 +31,9 @@ class ColliePadder:
     is never attended to. Missing labels stay missing. The fields input_ids, attention_mask and labels of one row
     must have one length.
 
+    Of packs (see PackedDataset) `row_lengths` becomes `cu_seqlens`, int32 [rows + 1]: where rows begin in the flattened
+    B·S positions, and B·S. A pack's padding is a row of its own in it, so that every position belongs to one.
+
     Args:
         padding_token_id: padding value by field; yours override the defaults field by field, and other fields are
             padded by 0.
@@ -43,7 +47,11 @@ class ColliePadder:
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The batch of one or more rows. Raises DataError: rows whose fields differ, or lengths that do not fit."""
         rows = _with_attention_mask(_one_set_of_fields(batch))
-        return {name: self._field(name, [row[name] for row in rows]) for name in rows[0]}
+        if ROW_LENGTHS not in rows[0]:
+            return {name: self._field(name, [row[name] for row in rows]) for name in rows[0]}
+        packs = [_rows_of_pack(row.pop(ROW_LENGTHS), len(row["input_ids"]), i) for i, row in enumerate(rows)]
+        fields = {name: self._field(name, [row[name] for row in rows]) for name in rows[0]}
+        return fields | {"cu_seqlens": self._starts(packs)}
 
     collate_fn = __call__
 
@@ -72,6 +80,26 @@ class ColliePadder:
             place = row[longest - len(tensor) :] if self.padding_left else row[: len(tensor)]
             place.copy_(tensor)
         return out
+
+    def _starts(self, packs: list[list[int]]) -> Tensor:
+        """cu_seqlens of packs, by the lengths of their rows."""
+        length = max(map(sum, packs))  # what all are padded to
+        lengths = [0]
+        for rows in packs:
+            padding = [length - sum(rows)] if sum(rows) < length else []
+            lengths += padding + rows if self.padding_left else rows + padding
+        return torch.tensor(lengths).cumsum(0).int()
+
+
+def _rows_of_pack(value: Any, length: int, number: int) -> list[int]:
+    lengths = _as_tensor(value)
+    if lengths is None or lengths.ndim != 1 or lengths.sum() != length or bool((lengths < 1).any()):
+        raise DataError(
+            f"{ROW_LENGTHS} of row {number} of the batch is {value!r}: the lengths of its rows, at least 1 each and "
+            f"{length} together, are needed."
+        )
+    rows: list[int] = lengths.tolist()
+    return rows
 
 
 def _one_set_of_fields(batch: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig
 
 from collie.config import CollieConfig
+from collie.interfaces import ConfigError
 from collie.models._generation import CausalLMOutput, Generates
 from collie.models._recompute import run_again
 from collie.models._stages import StageCache, relayed
-from collie.module import GPTLMLoss, LMHead, Mask, Rope, Rotation, count_targets
+from collie.module import GPTLMLoss, LMHead, Mask, Packed, Rope, Rotation, count_targets, without_first_tokens
 from collie.parallel import Stages, Stream
 
 # B batch, S sequence (new tokens), T cached and new tokens, E hidden, V vocabulary
@@ -48,6 +49,7 @@ class Decoder(nn.Module, Generates):
         use_cache: bool | None = None,
         *,
         inputs_embeds: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
         return_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int = 0,
@@ -66,6 +68,9 @@ class Decoder(nn.Module, Generates):
                 is extended in place.
             use_cache: make a cache where none is given.
             inputs_embeds: [B, S, E] in place of input_ids.
+            cu_seqlens: [rows + 1] int32: where rows begin in the flattened B·S positions, where several are packed into
+                one sequence, and B·S (see `collie.module.Packed`). They do not see each other, a row's first token is
+                no target, and positions are counted in each row unless given. Without a cache.
             return_logits: False with labels computes the loss in the head, and never holds [B, S, V].
             num_items_in_batch: what the loss is divided by, for means over more than this batch; by default the
                 number of this batch's targets.
@@ -75,9 +80,12 @@ class Decoder(nn.Module, Generates):
 
         Raises:
             ValueError: arguments contradict each other or have wrong shapes, or the cache is none for this model.
+            ConfigError: packed rows are given to a family that cannot keep them apart.
         """
         _check_arguments(input_ids, inputs_embeds, labels, return_logits, output_attentions, output_hidden_states)
         cache = self._cache(past_key_values, use_cache)
+        if cu_seqlens is not None and labels is not None:
+            labels = without_first_tokens(labels, cu_seqlens.to(labels.device))
         wanted: dict[str, Any] = {
             "labels": labels,
             "return_logits": return_logits,
@@ -85,9 +93,9 @@ class Decoder(nn.Module, Generates):
             "logits_to_keep": logits_to_keep,
         }
         if self.stages is not None:
-            output = relayed(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, **wanted)
+            output = relayed(self, input_ids, attention_mask, position_ids, cache, inputs_embeds, cu_seqlens, **wanted)
         else:
-            rope, mask = self.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
+            rope, mask = self.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache, cu_seqlens)
             with self.flow(_length(input_ids, inputs_embeds), cache):
                 x_BSE = self.run_layers(self.enter(input_ids, inputs_embeds), rope, mask, cache)
                 output = self.finish(x_BSE, **wanted)
@@ -113,12 +121,24 @@ class Decoder(nn.Module, Generates):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         cache: Cache | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Rotation, Mask]:
         """Return what all layers of one forward share; no hidden states are needed for it."""
         given = inputs_embeds if input_ids is None else input_ids
         assert given is not None
+        if cu_seqlens is not None:
+            self._check_packed(cache)
+            packed = Packed(cu_seqlens.to(self.device), given.shape[0], given.shape[1])
+            return self._arranged_rows(attention_mask, position_ids, packed)
         blank_BSE = torch.zeros((), device=self.device).expand(*given.shape[:2], 1)
         return self.arrange(input_ids, attention_mask, position_ids, self._cached_length(cache), blank_BSE, cache)
+
+    def _arranged_rows(
+        self, attention_mask: Tensor | None, position_ids: Tensor | None, packed: Packed
+    ) -> tuple[Rotation, Mask]:
+        positions_BS = packed.positions_BS if position_ids is None else position_ids.to(self.device)
+        mask = Mask.build(attention_mask, packed.length, 0, self.device, packed=packed)
+        return self.rope.of_rows(positions_BS, packed), mask
 
     def arrange(
         self,
@@ -131,8 +151,8 @@ class Decoder(nn.Module, Generates):
     ) -> tuple[Rotation, Mask]:
         """Return what all layers of one forward share: how positions turn, and which keys a query sees.
 
-        A family whose positions or visibility follow from the tokens overrides this. `past`: number of tokens in
-        `cache`.
+        A family whose positions or visibility follow from the tokens overrides this, and takes no packed rows.
+        `past`: number of tokens in `cache`.
         """
         new, device = self.stream.length(x_BSE), x_BSE.device
         mask = Mask.build(attention_mask, new, past, device)
@@ -183,6 +203,18 @@ class Decoder(nn.Module, Generates):
     def _cache(self, given: Cache | None, use_cache: bool | None) -> Cache | None:
         self.check_cache(given)
         return self.new_cache() if given is None and use_cache else given
+
+    def _check_packed(self, cache: Cache | None) -> None:
+        if type(self).arrange is not Decoder.arrange:
+            raise ConfigError(
+                f"{type(self).__name__} finds positions and what may be seen in a row's tokens, and cannot keep packed "
+                f"rows apart. Train it on rows as they are, without `packed`."
+            )
+        if cache is not None:
+            raise ValueError(
+                "a cache keeps one row a sequence, and cu_seqlens says that rows are packed. Give rows apart, or leave "
+                "use_cache and past_key_values out."
+            )
 
     def check_cache(self, cache: Cache | None) -> None:
         """Raise ValueError for a cache that the layers here cannot extend; every rank of a pipeline refuses alike."""

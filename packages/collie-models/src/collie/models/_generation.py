@@ -51,8 +51,11 @@ class Generates(GenerationMixin):
         The ranks of a replica are given the same prompts, and draw the same numbers: those of the first of them.
 
         Raises:
-            ValueError: `past_key_values` is a cache that the model cannot extend; on every rank, before any exchange.
+            ValueError: `past_key_values` is a cache that the model cannot extend, or rows are packed; on every rank,
+                before any exchange.
         """
+        if kwargs.get("cu_seqlens") is not None:
+            raise ValueError("generate goes on with one row a sequence, and cu_seqlens says that rows are packed.")
         self.check_cache(kwargs.get("past_key_values"))
         topology = active_topology()
         draw_alike(topology)

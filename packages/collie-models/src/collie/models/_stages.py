@@ -70,13 +70,15 @@ def relayed(
     position_ids: Tensor | None,
     cache: Cache | None,
     inputs_embeds: Tensor | None,
+    cu_seqlens: Tensor | None,
     **wanted: Any,
 ) -> CausalLMOutput:
     """Run the stages one after the other, each on its rank; every rank returns what the last stage does.
 
     Args:
         model: the stages of this rank.
-        input_ids, attention_mask, position_ids, inputs_embeds: as in `CollieModelForCausalLM.forward`, on every rank.
+        input_ids, attention_mask, position_ids, inputs_embeds, cu_seqlens: as in `CollieModelForCausalLM.forward`, on
+            every rank.
         cache: extended by the layers that are here.
         wanted: arguments of `finish`.
     """
@@ -88,7 +90,7 @@ def relayed(
     topology = active_topology()
     relay = Relay(stages, topology)
     dropout = model.collie_config.dropout if model.training else 0.0
-    arranged = model.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache)
+    arranged = model.arranged(input_ids, attention_mask, position_ids, inputs_embeds, cache, cu_seqlens)
     output = CausalLMOutput()
     for stage in stages.own:
         with draws_of_stage(topology, stage, dropout), model.flow(length, cache):

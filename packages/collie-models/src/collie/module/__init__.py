@@ -8,6 +8,7 @@ from collie.module._loss import IGNORE_INDEX, GPTLMLoss, count_targets
 from collie.module._mask import Mask
 from collie.module._mlp import MLP, GatedMLP, activation
 from collie.module._norm import RMSNorm
+from collie.module._packed import Packed, widened, without_first_tokens
 from collie.module._rope import Rope, Rotation
 from collie.module._token_loss import targets, to_device, token_loss
 
@@ -19,6 +20,7 @@ __all__ = [
     "GatedMLP",
     "LMHead",
     "Mask",
+    "Packed",
     "RMSNorm",
     "Rope",
     "Rotation",
@@ -35,4 +37,6 @@ __all__ = [
     "targets",
     "to_device",
     "token_loss",
+    "widened",
+    "without_first_tokens",
 ]

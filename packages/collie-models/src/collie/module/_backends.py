@@ -124,7 +124,7 @@ class Backend:
 # a pre-release, whose arguments change from one to the next: the one that benchmarks/attention.py has been run with
 _FLASH_ATTN_4 = FlashKernel("flash-attn-4", "flash_attn.cute", "==4.0.0b36", "collie-models[flash]", dropout=False)
 _FLASH_ATTN_2 = FlashKernel("flash-attn", "flash_attn", ">=2.5", "flash-attn>=2.5", dropout=True)
-_FLASH_MASKS = frozenset({"causal", "offset", "window", "padding"})
+_FLASH_MASKS = frozenset({"causal", "offset", "window", "padding", "packed"})
 
 BACKENDS: tuple[Backend, ...] = (
     Backend(

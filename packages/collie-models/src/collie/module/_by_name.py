@@ -18,7 +18,17 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 def model_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of `batch` that the model's forward takes; labels are left out."""
+    """Return the tensors of `batch` that the model's forward takes; labels are left out.
+
+    Raises:
+        ConfigError: the batch's rows are packed, and the model does not say that it keeps them apart.
+    """
+    if "cu_seqlens" in batch and not accepts(model, "cu_seqlens"):
+        raise ConfigError(
+            f"the batch's rows are packed (it has cu_seqlens), and {type(model).__name__}.forward has no such "
+            f"parameter: rows would see each other. Train it on rows apart, without `packed`, or use a model of "
+            f"collie.models."
+        )
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
     parameters = _parameters(model.forward)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -105,12 +105,16 @@ class FlashKernel:
         if mask.window is not None:
             options["window_size"] = (mask.window - 1, 0)
         q_BQNH, k_BTKH, v_BTKH = (x.transpose(1, 2) for x in (q_BNQH, k_BKTH, v_BKTH))
-        if mask.keep_BT is None:
+        if mask.keep_BT is None and mask.packed is None:
             return _output(package.flash_attn_func(q_BQNH, k_BTKH, v_BTKH, **options)).transpose(1, 2)
         rows = mask.rows
         options |= {"cu_seqlens_q": rows.cu_seqlens, "cu_seqlens_k": rows.cu_seqlens}
         options |= {"max_seqlen_q": rows.longest, "max_seqlen_k": rows.longest}
-        tokens = (x.flatten(0, 1).index_select(0, rows.index_U) for x in (q_BQNH, k_BTKH, v_BTKH))
+        tokens = [x.flatten(0, 1) for x in (q_BQNH, k_BTKH, v_BTKH)]
+        if rows.index_U is None:
+            out_UNH = _output(package.flash_attn_varlen_func(*tokens, **options))
+            return out_UNH.unflatten(0, q_BQNH.shape[:2]).transpose(1, 2)
+        tokens = [x.index_select(0, rows.index_U) for x in tokens]
         out_UNH = _output(package.flash_attn_varlen_func(*tokens, **options))
         whole = out_UNH.new_zeros(q_BQNH.shape[0] * q_BQNH.shape[1], *out_UNH.shape[1:])
         return whole.index_copy(0, rows.index_U, out_UNH).unflatten(0, q_BQNH.shape[:2]).transpose(1, 2)

@@ -5,7 +5,10 @@ from functools import cached_property
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from collie.module._packed import Packed
 
 # B batch, Q queries of this forward, T keys: those in the cache and this forward's, U tokens that are no padding
 
@@ -14,12 +17,12 @@ from torch import Tensor
 class Rows:
     """A batch's tokens without its padding, laid end to end: what kernels for rows of unequal length read.
 
-    index_U: the tokens' places in [B·T], row by row.
+    index_U: the tokens' places in [B·T], row by row; None where they are all of it.
     cu_seqlens: int32, where each row begins, and where the last one ends; rows without a token are left out.
     longest: how many tokens the longest row has.
     """
 
-    index_U: Tensor
+    index_U: Tensor | None
     cu_seqlens: Tensor
     longest: int
 
@@ -29,7 +32,7 @@ class Mask:
     """What attention needs to know about visibility.
 
     Query i stands at key T - Q + i. It sees that key, those before it and those of the row's prefix, unless they are
-    padding or out of the window's reach.
+    padding, out of the window's reach or of another row of the pack.
 
     queries, keys: Q and T.
     device: where a dense mask is needed.
@@ -37,6 +40,7 @@ class Mask:
     gaps: whether a row has padding between tokens.
     prefix_B: how many of a row's first keys every query sees, later ones included.
     window: how many keys a query reaches, counting back from its own; None where all are within reach.
+    packed: where several rows are in one sequence.
     """
 
     queries: int
@@ -46,6 +50,7 @@ class Mask:
     gaps: bool = False
     prefix_B: Tensor | None = None
     window: int | None = None
+    packed: Packed | None = None
     _narrowed: dict[tuple[int, int], "Mask"] = field(default_factory=dict, repr=False)
     _biases: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
@@ -58,6 +63,7 @@ class Mask:
         device: torch.device,
         *,
         prefix_B: Tensor | None = None,
+        packed: Packed | None = None,
     ) -> "Mask":
         """Return the mask of a forward of `queries` new tokens after `past` cached ones.
 
@@ -70,6 +76,7 @@ class Mask:
             past: number of cached tokens; T = past + Q.
             device: where a dense mask is needed.
             prefix_B: [B], see `Mask`.
+            packed: the rows of a forward over packs. These have no cache.
 
         Raises:
             ValueError: attention_mask does not cover the cached and the new tokens.
@@ -80,15 +87,17 @@ class Mask:
         if prefix_B is not None:
             prefix_B = prefix_B.to(device)
         if attention_mask is None:
-            return cls(queries, keys, device, prefix_B=prefix_B)
+            return cls(queries, keys, device, prefix_B=prefix_B, packed=packed)
         if attention_mask.dim() != 2 or attention_mask.shape[1] != keys:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but {past} cached and {queries} new "
                 f"tokens need [batch, {keys}]."
             )
         keep_BT = attention_mask.to(device=device, dtype=torch.bool)
-        matters, gaps = _padding(keep_BT, past)
-        return cls(queries, keys, device, keep_BT if matters else None, gaps and matters, prefix_B)
+        matters, gaps = _padding(keep_BT, past, packed)
+        if not matters:
+            return cls(queries, keys, device, prefix_B=prefix_B, packed=packed)
+        return cls(queries, keys, device, keep_BT, gaps, prefix_B, packed=packed)
 
     def within(self, window: int, keys: int) -> "Mask":
         """Return the mask of a layer whose queries see only the last `window` keys, their own among them.
@@ -120,7 +129,7 @@ class Mask:
 
         causal: later keys are hidden. offset: and there are more keys than queries, which are the last.
         window: keys are out of reach. padding: there are keys to hide before and between tokens; cached_padding:
-        also in a cache; gaps: and a window counts them. prefix: later keys are seen.
+        also in a cache; gaps: and a window counts them. prefix: later keys are seen. packed: other rows are hidden.
         """
         cached = self.keys > self.queries
         said = {
@@ -131,6 +140,7 @@ class Mask:
             "cached_padding": self.keep_BT is not None and cached,
             "gaps": self.gaps and self.window is not None,
             "prefix": self.prefix_B is not None,
+            "packed": self.packed is not None,
         }
         return frozenset(need for need, is_so in said.items() if is_so)
 
@@ -147,6 +157,9 @@ class Mask:
             visible = visible | (key_T < self.prefix_B[:, None, None, None])
         if self.window is not None:
             visible = visible & (query_Q1 - key_T < self.window)
+        if self.packed is not None:
+            row_BT = self.packed.row_BS
+            visible = visible & (row_BT[:, None, :, None] == row_BT[:, None, None, :])
         if self.keep_BT is not None:
             visible = (visible & self.keep_BT[:, None, None, :]) | (key_T == query_Q1)
         return visible
@@ -165,18 +178,32 @@ class Mask:
 
     @cached_property
     def rows(self) -> Rows:
-        """The tokens without padding, of a mask that has some."""
-        assert self.keep_BT is not None
-        lengths = [length for length in self.keep_BT.sum(1).tolist() if length]
+        """The tokens without padding, of a mask that has some, or of packs."""
+        if self.keep_BT is None:
+            assert self.packed is not None
+            return Rows(None, self.packed.cu_seqlens, self.packed.longest)
+        if self.packed is None:
+            counts = self.keep_BT.sum(1)
+        else:
+            before = F.pad(self.keep_BT.flatten().cumsum(0), (1, 0))
+            counts = before[self.packed.cu_seqlens.long()].diff()
+        lengths = [length for length in counts.tolist() if length]
         starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=self.device)
         return Rows(self.keep_BT.flatten().nonzero().squeeze(1), starts, max(lengths))
 
 
-def _padding(keep_BT: Tensor, past: int) -> tuple[bool, bool]:
-    """Whether padding comes before a query that is a token, and whether it lies between tokens."""
+def _padding(keep_BT: Tensor, past: int, packed: Packed | None) -> tuple[bool, bool]:
+    """Whether padding comes before a query that is a token, and whether it lies between tokens; of one row."""
     if past:
         return not bool(keep_BT.all()), True
     begins_BT = keep_BT[:, 1:] & ~keep_BT[:, :-1]  # a token after padding
-    runs_B = begins_BT.sum(1) + keep_BT[:, 0]
-    matters, gaps = torch.stack((begins_BT.any(), (runs_B > 1).any())).tolist()
+    if packed is None:
+        runs = begins_BT.sum(1) + keep_BT[:, 0]
+    else:
+        first_BT = F.pad(packed.row_BS[:, 1:] != packed.row_BS[:, :-1], (1, 0), value=True)
+        begins_BT = begins_BT & ~first_BT[:, 1:]
+        starts_BT = F.pad(begins_BT, (1, 0)) | (keep_BT & first_BT)
+        numbers = packed.row_BS.flatten()
+        runs = numbers.new_zeros(packed.rows).index_add(0, numbers, starts_BT.flatten().to(numbers.dtype))
+    matters, gaps = torch.stack((begins_BT.any(), (runs > 1).any())).tolist()
     return matters, gaps

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from collie.interfaces import ConfigError
+from collie.module._packed import Packed
 from collie.module._rope_scaling import turning
 
 # B batch, S sequence, N query heads, K key/value heads, H head dim, R rotated dims of a head, P pairs of them (R/2),
@@ -113,6 +114,14 @@ class Rope:
         frequencies_P = self._stretch.frequencies(positions_BS.max() + 1) if self._stretch is not None else None
         return Rotation.from_angles(self.angles(positions_BS, frequencies_P), self.interleaved, self.amplitude)
 
+    def of_rows(self, positions_BS: Tensor, packed: Packed) -> Rotation:
+        """Return the rotation of packed rows: `at`, but dynamic scaling takes each row's own length."""
+        if self._stretch is None:
+            return self.at(positions_BS)
+        frequencies_RP = self._stretch.frequencies(packed.lengths(positions_BS))
+        angles_BSP = self.angles(positions_BS, frequencies_RP[packed.row_BS])
+        return Rotation.from_angles(angles_BSP, self.interleaved, self.amplitude)
+
     def span(self, start: int, stop: int, device: torch.device) -> Rotation:
         """Return the rotation for positions start, …, stop - 1 in every row."""
         if self._stretch is not None and stop > self._stretch.original:  # each length has frequencies of its own
@@ -121,7 +130,7 @@ class Rope:
         return Rotation(cos_LR[None, None, start:stop], sin_LR[None, None, start:stop], self.interleaved)
 
     def angles(self, positions: Tensor, frequencies_P: Tensor | None = None) -> Tensor:
-        """Return positions × frequencies, float32: […, P]. The frequencies are the rope's own unless given."""
+        """Return positions × frequencies, float32: […, P]. These are the rope's own unless given, [P] or […, P]."""
         if frequencies_P is None:
             frequencies_P = self._copies.get(positions.device)
         if frequencies_P is None:

@@ -27,9 +27,10 @@ class Stretch:
     original: int
 
     def frequencies(self, length: Tensor) -> Tensor:
-        """Return those for a number of positions (0-d), on its device, without asking the device for it."""
+        """Return those for numbers of positions, […] → […, R/2], on their device, without asking it for them."""
         longer = self.factor * length.clamp(min=self.original) / self.original - (self.factor - 1)
-        return _frequencies(self.dim, self.base * longer ** (self.dim / (self.dim - 2)), length.device)
+        base = self.base * longer ** (self.dim / (self.dim - 2))
+        return _frequencies(self.dim, base.unsqueeze(-1), length.device)
 
 
 @dataclass(frozen=True)

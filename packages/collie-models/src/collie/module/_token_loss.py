@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from collie.interfaces import DataError
 from collie.module._by_name import accepts, as_dict, model_inputs
 from collie.module._loss import IGNORE_INDEX, GPTLMLoss
+from collie.module._packed import without_first_tokens
 
 # B batch, S sequence
 
@@ -16,8 +17,8 @@ from collie.module._loss import IGNORE_INDEX, GPTLMLoss
 def targets(batch: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Return a batch's labels [B, S] with `ignore_index` at each position that is no target.
 
-    Rows without labels learn all their tokens. A row's first token is no target where padding stands before it, as it
-    is none without padding: nothing predicts it.
+    Rows without labels learn all their tokens. A row's first token is no target where padding or another row of its
+    pack stands before it, as it is none without: nothing predicts it.
 
     Raises:
         DataError: the batch has neither labels nor input_ids.
@@ -31,7 +32,9 @@ def targets(batch: Mapping[str, Any], ignore_index: int = IGNORE_INDEX) -> Tenso
         padding = mask == 0
         ignored |= padding
         ignored[:, 1:] |= padding[:, :-1]
-    return labels.masked_fill(ignored, ignore_index)
+    labels = labels.masked_fill(ignored, ignore_index)
+    starts = batch.get("cu_seqlens")
+    return labels if starts is None else without_first_tokens(labels, starts, ignore_index)
 
 
 def token_loss(

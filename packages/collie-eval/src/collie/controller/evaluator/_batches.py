@@ -62,9 +62,12 @@ def _items(loader: Iterable[Any]) -> Iterable[Any]:
 
 
 def prepared(micro_batch: MicroBatch, device: torch.device) -> dict[str, Any]:
-    """The batch on `device`, without padding rows beyond its real ones; a filler keeps all, to be run and dropped."""
+    """The batch on `device`, without padding rows beyond its real ones; a filler keeps all, to be run and dropped.
+
+    Packs have no such rows: their loader gives fillers alone.
+    """
     batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in micro_batch.batch.items()}
-    if micro_batch.rows == 0:
+    if micro_batch.rows == 0 or "cu_seqlens" in batch:
         return batch
     return {key: value[: micro_batch.rows] if _has_rows(value) else value for key, value in batch.items()}
 

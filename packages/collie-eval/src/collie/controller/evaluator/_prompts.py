@@ -21,8 +21,10 @@ def prompts_and_targets(batch: Mapping[str, Any]) -> tuple[list[list[int]], list
         its target: the labels that are not -100, or None where there is none.
 
     Raises:
-        DataError: the batch has no input_ids, or a row has an empty prompt.
+        DataError: the batch has no input_ids, its rows are packed, or a row has an empty prompt.
     """
+    if "cu_seqlens" in batch:
+        raise DataError("EvaluatorForGeneration goes on with one row a sequence, and the batch's rows are packed.")
     if not isinstance(batch.get("input_ids"), Tensor):
         raise DataError(f"EvaluatorForGeneration needs input_ids, and the batch has {', '.join(batch)}.")
     ids = batch["input_ids"]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from collie.data import DEFAULT_PADDING, MicroBatch
 from collie.interfaces import DataError
+from collie.module import widened
 
 # B rows, S length of input_ids
 
@@ -19,6 +20,7 @@ def joined(micro_batches: list[MicroBatch]) -> MicroBatch:
         tensors [B, …] and lists of B items: row after row. Where a tensor's second dimension is S in each of its
             batches and S differs, rows are padded on the right to the longest as `ColliePadder` pads them: labels by
             -100, others by 0. So are position_ids [B, …, S] along their last dimension.
+        cu_seqlens of packs: one after the other, moved by what stands before.
         anything else: kept where all micro-batches have the same.
 
     Raises:
@@ -32,7 +34,9 @@ def joined(micro_batches: list[MicroBatch]) -> MicroBatch:
     if odd:
         raise DataError(f"{odd[0]} is in some of a step's micro-batches only{_NEED}")
     sizes = [_size(batch, micro_batch.rows) for batch, micro_batch in zip(batches, counted, strict=True)]
-    fields = {key: _join(key, [batch[key] for batch in batches], sizes) for key in batches[0]}
+    fields = {key: _join(key, [batch[key] for batch in batches], sizes) for key in batches[0] if key != "cu_seqlens"}
+    if "cu_seqlens" in batches[0]:
+        fields["cu_seqlens"] = _starts(batches)
     return MicroBatch(fields, sum(micro_batch.rows for micro_batch in counted))
 
 
@@ -67,6 +71,17 @@ def _join(key: str, values: list[Any], sizes: list[tuple[int, int | None]]) -> A
         return values[0]
     said = [tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in values]
     raise DataError(f"{key} differs between a step's micro-batches (it is {_listed(said)}){_NEED}")
+
+
+def _starts(batches: list[dict[str, Any]]) -> Tensor:
+    """cu_seqlens of all packs together, each padded to the longest."""
+    shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    longest = max(length for _, length in shapes)
+    parts, before = [batches[0]["cu_seqlens"].new_zeros(1)], 0
+    for batch, (packs, length) in zip(batches, shapes, strict=True):
+        parts.append(widened(batch["cu_seqlens"], (packs, length), (packs, longest))[1:] + before)
+        before += packs * longest
+    return torch.cat(parts)
 
 
 def _rows_of_tensors(key: str, values: list[Tensor], lengths: list[int | None]) -> Tensor:

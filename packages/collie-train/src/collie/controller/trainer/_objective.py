@@ -49,7 +49,7 @@ class TokenMean:
 
 
 class RowMean:
-    """The mean of a user's loss over the rows of the global batch.
+    """The mean of a user's loss over the rows of the global batch. A pack of rows is one: what it got is packs.
 
     Args:
         model: the model whose inputs are taken from the batch.
@@ -72,7 +72,7 @@ class RowMean:
 
 
 class UserStep:
-    """A user's train_fn(trainer, batch, global_step), called once a micro-batch.
+    """A user's train_fn(trainer, batch, global_step), called once a micro-batch. Of packs each counts as a row.
 
     It returns a scalar tensor, the mean loss of its rows, which the step backpropagates; or a float, where it ran
     backward and step itself.

@@ -17,11 +17,11 @@ from collie.controller.trainer._steps import Shares, StepResult
 from collie.data import DEFAULT_PADDING, MicroBatch
 from collie.interfaces import DataError
 from collie.models import CollieModelForCausalLM
-from collie.module import Mask, Rotation, model_inputs
+from collie.module import Mask, Rotation, model_inputs, widened
 from collie.optim import FusedOptimizer
 from collie.parallel import Engine, Pipeline, Topology, draw_alike, draws_of_stage, sum_over_ends
 
-_READ = ("input_ids", "attention_mask", "position_ids")  # what a model on stages takes of a batch
+_READ = ("input_ids", "attention_mask", "position_ids", "cu_seqlens")  # what a model on stages takes of a batch
 
 
 class Update(Protocol):
@@ -124,7 +124,8 @@ class PipelineStep:
         return rope.padded(rows, length), self._shared(padded)[1]
 
     def _shared(self, inputs: dict[str, Tensor]) -> tuple[Rotation, Mask]:
-        return self._model.arranged(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("position_ids"))
+        shared = {key: value for key, value in inputs.items() if key != "input_ids"}
+        return self._model.arranged(inputs["input_ids"], **shared)
 
     def _run(
         self,
@@ -196,17 +197,23 @@ def _finisher(model: CollieModelForCausalLM, x_BSE: Tensor, length: int) -> Call
 
 
 def _alike(inputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Pad each micro-batch's inputs, [B, S] or [B, …, S], to the largest B and the largest S among them."""
+    """Pad each micro-batch's inputs, [B, S] or [B, …, S], to the largest B and the largest S among them.
+
+    In packs what is added is rows of its own.
+    """
     shapes = {tuple(one["input_ids"].shape) for one in inputs}
     if len(shapes) == 1:
         return inputs
     rows, length = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
     masked = [{"attention_mask": torch.ones_like(one["input_ids"]), **one} for one in inputs]
-    return [{key: _padded(value, rows, length, key) for key, value in one.items()} for one in masked]
+    return [{key: _padded(value, rows, length, key, one) for key, value in one.items()} for one in masked]
 
 
-def _padded(value: Tensor, rows: int, length: int, key: str) -> Tensor:
+def _padded(value: Tensor, rows: int, length: int, key: str, inputs: dict[str, Tensor]) -> Tensor:
     """Pad [B, …, S] on the right of its last dimension and below its last row."""
+    if key == "cu_seqlens":
+        own_rows, own_length = inputs["input_ids"].shape
+        return widened(value, (own_rows, own_length), (rows, length))
     widths = [0, length - value.shape[-1], *[0] * (2 * (value.dim() - 2)), 0, rows - value.shape[0]]
     return F.pad(value, widths, value=DEFAULT_PADDING.get(key, 0))
 

@@ -60,7 +60,8 @@ class Trainer:
         config: sizes, epochs, evaluation frequency, ds_config.
         tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model.
         loss_fn: GPTLMLoss gives the exact mean over all target tokens of the global batch. Any other callable gets
-            the batch's and the output's entries that its parameters name and returns the mean over its rows.
+            the batch's and the output's entries that its parameters name and returns the mean over its rows; a pack
+            of rows (PackedDataset) counts as one, and `cu_seqlens` says where its rows begin.
         train_fn: replaces forward and loss: train_fn(trainer, batch, global_step) is called once a micro-batch, with
             pipeline stages once a step with all its rows, and returns the mean loss of its rows, a tensor for the
             Trainer to backpropagate, or a float where it ran backward and the optimizer itself. With
