@@ -3,9 +3,11 @@
 from collie.data._batches import MicroBatch, evaluation_batches
 from collie.data._check import check_rows
 from collie.data._dataset import CollieDatasetForTraining
+from collie.data._length_groups import LengthGroupedSampler
 from collie.data._loader import CollieDataLoader
 from collie.data._padder import DEFAULT_PADDING, ColliePadder
 from collie.data._sampler import CollieBatchSampler, SeededSampler
+from collie.data._stream import CollieStream
 from collie.module import IGNORE_INDEX
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "CollieDataLoader",
     "CollieDatasetForTraining",
     "ColliePadder",
+    "CollieStream",
+    "LengthGroupedSampler",
     "MicroBatch",
     "SeededSampler",
     "check_rows",
