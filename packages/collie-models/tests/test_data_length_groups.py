@@ -61,8 +61,12 @@ def test_steps_are_the_same_in_every_layout_and_from_every_place(workers):
             for loader in loaders
         ]
         named = [[loader.rows_at(1, step) for step in range(start, len(loader))] for loader in loaders]
-        found = [[row for rank in step for micro_batch in rank for row in micro_batch] for step in zip(*ranks, strict=True)]
-        numbers = [[row for rank in step for micro_batch in rank for row in micro_batch] for step in zip(*named, strict=True)]
+        found = [
+            [row for rank in step for micro_batch in rank for row in micro_batch] for step in zip(*ranks, strict=True)
+        ]
+        numbers = [
+            [row for rank in step for micro_batch in rank for row in micro_batch] for step in zip(*named, strict=True)
+        ]
         assert [[row % 90 + 3 for row in step] for step in numbers] == found
         return found
 

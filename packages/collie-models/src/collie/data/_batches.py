@@ -47,7 +47,9 @@ class _PlacedReads:
     def _placed(self, micro_batches: Iterator[list[int]], epoch: int, first_step: int) -> Iterator[Read]:
         sampler, number = self.sampler, first_step * self.sampler.accumulation_steps
         for step in range(first_step, sampler.steps):
-            for rows, count in zip(islice(micro_batches, sampler.accumulation_steps), sampler.rows_of(step), strict=True):
+            for rows, count in zip(
+                islice(micro_batches, sampler.accumulation_steps), sampler.rows_of(step), strict=True
+            ):
                 read = Read(rows)
                 read.count, read.epoch, read.step_rows = count, epoch, sampler.places_of(step)
                 read.seed = int(seed_sequence(self.seed, epoch, sampler.dp_rank, number).generate_state(1)[0])
@@ -68,7 +70,7 @@ class RowReader:
 
 
 class _InWorkers:
-    """What torch's loader calls a dataset, in data workers too: what is drawn for a micro-batch depends on its place alone.
+    """What torch's loader calls a dataset, in data workers too: what is drawn follows from a micro-batch's place.
 
     So a training that resumes in the middle of an epoch, with new workers, reads what it would have read.
     """

@@ -74,9 +74,9 @@ class CollieDataLoader:
     ) -> None:
         if data_efficiency_config:
             raise ConfigError(
-                f"data_efficiency_config={dict(data_efficiency_config)!r}: curricula of DeepSpeed choose rows by numbers "
-                "that they computed beforehand, which leaves no order that a checkpoint can resume. Leave it out; "
-                "sampler=… takes an order of your own, and group_by_length=True saves padding."
+                f"data_efficiency_config={dict(data_efficiency_config)!r}: DeepSpeed's curricula choose rows by "
+                "numbers of their own, and leave no order that a checkpoint could resume. Leave it out: "
+                "group_by_length=True saves padding, and sampler=… takes an order of yours."
             )
         if sampler is not None and (shuffle or group_by_length):
             given = "group_by_length=True" if group_by_length else "shuffle=True"
@@ -127,7 +127,7 @@ class CollieDataLoader:
         return self._micro.steps(epoch, start_step)
 
     def rows_at(self, epoch: int, step: int) -> list[list[int]]:
-        """The row numbers, in the dataset or the stream, in each micro-batch of a step on this rank, without fillers."""
+        """The dataset's or stream's row numbers in each micro-batch of a step on this rank, without fillers."""
         rows = self._micro.sampler.rows_at(epoch, step)
         if self._blocks is None:
             return rows

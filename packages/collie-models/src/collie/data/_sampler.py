@@ -29,8 +29,8 @@ class IndexOrder(Protocol):
 class EpochSampler:
     """An order of row numbers that follows from the epoch alone; subclasses draw it.
 
-    It is kept of the last epoch asked for, as an array: a million rows are 8 MB and no Python objects, and a place in it
-    is found without passing through what comes before.
+    That of the last epoch asked for is kept as an array: a million rows are 8 MB and no Python objects, and a place in
+    it is found without passing through what comes before.
     """
 
     def __init__(self, length: int) -> None:

@@ -52,8 +52,8 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         add_special_tokens, max_length: as there.
         rows: of an epoch: so many are taken from the stream's beginning.
         steps_per_epoch: optimizer steps of an epoch, in place of `rows`.
-        shuffle_buffer: rows in memory, among which the order is drawn by (seed, epoch) where the loader shuffles; 0 or 1
-            keeps the stream's order.
+        shuffle_buffer: rows in memory at once, whose order is drawn by (seed, epoch) where the loader shuffles; 0 or
+            1 keeps the stream's order.
         weights: with a dict of sources: how many rows of each, in proportion. A source that ends begins again.
         encoder: makes tokens of rows in place of `tokenizer`, such as ChatEncoder(tokenizer).
         on_bad_row: "raise": a row that cannot be used ends the training with its reason. "skip": its step has a row
@@ -81,7 +81,9 @@ class CollieStream(IterableDataset[dict[str, Any]]):
     ) -> None:
         _check_length(rows, steps_per_epoch, source)
         if not isinstance(shuffle_buffer, int) or shuffle_buffer < 0:
-            raise ConfigError(f"shuffle_buffer={shuffle_buffer!r}: give how many rows are shuffled at once, 0 for none.")
+            raise ConfigError(
+                f"shuffle_buffer={shuffle_buffer!r}: give how many rows are shuffled at once, 0 for none."
+            )
         if on_bad_row not in ("raise", "skip"):
             raise ConfigError(f"on_bad_row={on_bad_row!r}: give 'raise' or 'skip'.")
         if encoder is not None and tokenizer is not None:

@@ -1,4 +1,4 @@
-"""The order in which a stream is read: blocks of it, each shuffled in memory, so that a place in it is found by counting."""
+"""The order in which a stream is read: its blocks are shuffled in memory, so that a place is found by counting."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BlockOrder:
         return self.buffer > 1
 
     def blocks(self, epoch: int, position: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """For the block that holds `position` and each one after it: its first row, and the order [block rows] in it."""
+        """From the block that holds `position` on: each one's first row, and the order [rows of the block] in it."""
         short = int(self._random(epoch).integers(1, self.buffer + 1))  # rows of the first block
         number = 0 if position < short else 1 + (position - short) // self.buffer
         start = 0 if number == 0 else short + (number - 1) * self.buffer

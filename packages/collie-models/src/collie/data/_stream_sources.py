@@ -58,10 +58,12 @@ def source_of(data: Any, weights: Mapping[str, float] | None = None) -> RowSourc
     if callable(data) and not isinstance(data, Iterable):
         return Made(data)
     if not isinstance(data, Iterable):
-        raise DataError(f"a {type(data).__name__} is no stream of rows: give an iterable, or a function that makes one.")
+        raise DataError(
+            f"a {type(data).__name__} is no stream of rows: give an iterable, or a function that makes one."
+        )
     if isinstance(data, Iterator):
         raise DataError(
-            f"a {type(data).__name__} can be read once, and every epoch and every data worker reads from the beginning: "
+            f"a {type(data).__name__} can be read once, and each epoch and each data worker reads from the beginning: "
             "give a function that makes a fresh one, such as the generator function itself without the call."
         )
     return Iterated(data)
@@ -163,7 +165,9 @@ class Mix:
             raise DataError(f"the sources {list(sources)} and the weights {list(weights)} differ: one weight for each.")
         for name, weight in weights.items():
             if not 0 < weight < float("inf"):
-                raise DataError(f"weights[{name!r}]={weight!r} is no share: give a number above 0, or leave {name!r} out.")
+                raise DataError(
+                    f"weights[{name!r}]={weight!r} is no share: give a number above 0, or leave {name!r} out."
+                )
         self._sources = dict(sources)
         self._names = list(sources)
         total = sum(weights.values())

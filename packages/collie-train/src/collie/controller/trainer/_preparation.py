@@ -67,7 +67,7 @@ def make_loader(
     """Return this replica's loader of training rows, ordered by the config's seed; None without rows. Collective.
 
     Raises:
-        DataError: a rank has other rows, or another number of them: it would wait for steps that the others do not make.
+        DataError: a rank has other rows, or more or fewer: it would wait for steps that the others do not make.
     """
     loaders: list[CollieDataLoader | None] = []
 
@@ -89,9 +89,7 @@ def _described(data: tuple[int, str] | None) -> str:
     return "none" if data is None else f"{data[0]} rows ({data[1]})"
 
 
-def _loader(
-    dataset: Any, config: CollieConfig, topology: Topology, collate: Callable[..., Any]
-) -> CollieDataLoader:
+def _loader(dataset: Any, config: CollieConfig, topology: Topology, collate: Callable[..., Any]) -> CollieDataLoader:
     return CollieDataLoader(
         dataset,
         batch_size=config.train_micro_batch_size,

@@ -375,7 +375,8 @@ class Trainer:
             self.epoch_idx, first = place.epoch, place.step
             self.callbacks.on_train_epoch_begin(self)
             steps = self.train_dataloader.iterate(self.epoch_idx, first)
-            for self.batch_idx in range(first, self.steps_per_epoch):
+            for index in range(first, self.steps_per_epoch):
+                self.batch_idx = index
                 with failing_together(self.topology):
                     micro_batches = next(steps)
                 yield micro_batches
@@ -401,8 +402,8 @@ class Trainer:
         total, rows, requests = agree(self.topology, weight, rows, asked)
         if requests.failed:
             raise DataError(
-                f"another rank could not read its rows of step {self._steps.finished}: its own error says why, and none "
-                f"goes on without it."
+                f"another rank could not read its rows of step {self._steps.finished}: its own error says why, and "
+                f"none goes on without it."
             )
         if total == 0:
             raise DataError(
