@@ -51,7 +51,7 @@ class _PlacedReads:
                 islice(micro_batches, sampler.accumulation_steps), sampler.rows_of(step), strict=True
             ):
                 read = Read(rows)
-                read.count, read.epoch, read.step_rows = count, epoch, sampler.places_of(step)
+                read.counted, read.epoch, read.step_rows = count, epoch, sampler.places_of(step)
                 read.seed = int(seed_sequence(self.seed, epoch, sampler.dp_rank, number).generate_state(1)[0])
                 yield read
                 number += 1
@@ -66,7 +66,7 @@ class RowReader:
     def __call__(self, read: Read) -> Loaded:
         several = getattr(self._dataset, "__getitems__", None)
         rows = list(several(list(read))) if several is not None else [self._dataset[row] for row in read]
-        return Loaded(rows, read.count)
+        return Loaded(rows, read.counted)
 
 
 class _InWorkers:
@@ -93,7 +93,7 @@ class _Collate:
         self._collate_fn = collate_fn
 
     def __call__(self, loaded: Loaded) -> Loaded:
-        return Loaded(self._collate_fn(loaded.rows), loaded.count)
+        return Loaded(self._collate_fn(loaded.rows), loaded.counted)
 
 
 class BatchReader:
@@ -115,7 +115,7 @@ class BatchReader:
         self.loader: DataLoader[Any] = DataLoader(
             _InWorkers(reader),  # type: ignore[arg-type]  # torch reads whole micro-batches through __getitems__
             batch_sampler=self._reads,
-            collate_fn=_Collate(collate_fn),
+            collate_fn=_Collate(collate_fn),  # type: ignore[arg-type]  # it is given what __getitems__ returned
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,

@@ -150,7 +150,7 @@ def encoded(stream: CollieStream, items: Sequence[Item]) -> tuple[list[dict[str,
         except DataError as error:
             reasons.append(_of(item, str(error)))
     rows = []
-    results = stream.encoder.encode(raw, [item.index for item in read]) if raw else []
+    results = stream.encoder.encode(raw, [item.number for item in read]) if raw else []
     for item, result in zip(read, results, strict=True):
         if isinstance(result, Refused):
             reasons.append(_of(item, result.reason))
@@ -177,7 +177,7 @@ class StreamReader:
         if self._cursor is None or self._cursor.epoch != read.epoch:
             self._cursor = Cursor(self._order, self._stream.source, read.epoch)
         self._cursor.step_at(read.step_rows.start)
-        rows, reasons = encoded(self._stream, [self._cursor[position] for position in read[: read.count]])
+        rows, reasons = encoded(self._stream, [self._cursor[position] for position in read[: read.counted]])
         for reason in reasons:
             logger.warning("A row was left out: %s", reason)
         return Loaded(rows, len(rows)) if rows else Loaded([self._filler(self._cursor, read)], 0)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -98,12 +98,15 @@ class Cursor:
     def __init__(self, order: BlockOrder, source: RowSource, epoch: int) -> None:
         self.epoch = epoch
         self._order, self._source = order, source
-        self._begin(0)
+        self._first = 0
+        self._kept: deque[Item] = deque()
+        self._items: Iterator[Item] | None = None  # begun when an item is asked for
 
     def step_at(self, first: int) -> None:
         """Keep items from position `first` on."""
         if first < self._first or first > self._first + len(self._kept):
-            self._begin(first)
+            self._first, self._items = first, None
+            self._kept.clear()
         while self._first < first:
             self._kept.popleft()
             self._first += 1
@@ -114,8 +117,3 @@ class Cursor:
         while len(self._kept) <= position - self._first:
             self._kept.append(next(self._items))
         return self._kept[position - self._first]
-
-    def _begin(self, first: int) -> None:
-        self._first = first
-        self._kept: deque[Any] = deque()
-        self._items: Iterator[Item] | None = None

@@ -22,11 +22,11 @@ _READ_AHEAD = 64  # rows that a `datasets` stream gives at once
 class Item(NamedTuple):
     """One row as it was read, before anything was made of it.
 
-    source: the name of its source in a mix, "" where there is one source. index: its number in the source.
+    source: the name of its source in a mix, "" where there is one source. number: of the row in its source, from 0.
     """
 
     source: str
-    index: int
+    number: int
     raw: Any
 
 
@@ -90,7 +90,7 @@ class Lines:
         except ValueError as error:  # of JSON or of UTF-8
             files = ", ".join(map(str, self.paths))
             raise DataError(
-                f"row {item.index} of {files} is no JSON object ({error}): a stream reads one row a line."
+                f"row {item.number} of {files} is no JSON object ({error}): a stream reads one row a line."
             ) from error
 
 
