@@ -59,8 +59,10 @@ def test_defaults_are_those_of_the_tutorial():
         and config.sequence_parallel is False
         and config.source is None
     )
+    assert config.group_by_length is False
     names = [field.name for field in dataclasses.fields(CollieConfig)]
-    assert names == [*TUTORIAL, *LAZY, "dataloader_num_workers", "pp_schedule", "sequence_parallel", "on_nan", "source"]
+    added = ["dataloader_num_workers", "group_by_length", "pp_schedule", "sequence_parallel", "on_nan", "source"]
+    assert names == [*TUTORIAL, *LAZY, *added]
 
 
 def test_import_is_quick_and_light():

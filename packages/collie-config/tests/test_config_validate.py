@@ -111,7 +111,9 @@ def test_whole_numbers_have_a_least_value(name, least):
         )
 
 
-@pytest.mark.parametrize("name", ["checkpointing", "use_flash", "low_cpu_mem_usage", "sequence_parallel"])
+@pytest.mark.parametrize(
+    "name", ["checkpointing", "use_flash", "low_cpu_mem_usage", "sequence_parallel", "group_by_length"]
+)
 @pytest.mark.parametrize("value", [1, "true", None])
 def test_switches_are_true_or_false(name, value):
     with pytest.raises(ConfigError, match=f"{name}={value!r} is not a bool. Set it to True or False."):

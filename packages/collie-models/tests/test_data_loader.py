@@ -2,6 +2,8 @@
 
 import math
 import os
+import time
+import tracemalloc
 from itertools import chain
 
 import numpy as np
@@ -179,7 +181,9 @@ def test_a_sampler_of_your_own_gives_the_order():
         ({"dp_size": 0}, "dp_size=0"),
         ({"dp_rank": 2, "dp_size": 2}, "dp_rank=2 is not one of dp_size=2"),
         ({"dp_rank": -1}, "dp_rank=-1"),
+        ({"group_by_length": True, "sampler": [0]}, "sampler and group_by_length=True"),
         ({"shuffle": True, "sampler": [0]}, "sampler and shuffle=True"),
+        ({"data_efficiency_config": {"data_sampling": {"enabled": True}}}, "DeepSpeed's curricula choose rows"),
         ({"sampler": DistributedSampler([0, 1], 2, 0)}, "DistributedSampler, which splits the rows"),
     ],
 )
@@ -256,6 +260,37 @@ def test_a_bad_row_in_a_worker_is_the_same_sentence():
     rows = [{"input_ids": [1], "labels": [1]}, {"input_ids": [1]}]
     with pytest.raises(DataError, match=r"differs from row 0 in the fields \['labels'\]"):
         list(CollieDataLoader(rows, 2, num_workers=1))
+
+
+def test_the_arguments_of_existing_scripts_by_their_places():
+    """dataset, batch_size, accumulation_steps, shuffle, pin_memory, collate_fn, num_workers, sampler, drop_last, …"""
+    loader = CollieDataLoader(_rows(9), 2, 2, False, False, ColliePadder(), 0, None, True, {})
+    assert [_first(batch) for batch in loader] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    sampler = CollieBatchSampler(SequentialSampler(range(5)), 2, "normal")
+    sampler.set_epoch(1)
+    assert list(sampler) == [[0, 1], [2, 3], [4]]
+
+
+def test_an_epoch_of_a_million_rows_begins_at_once_anywhere():
+    """Without a Python object for each row: the order takes 8 MB, and another place of the same epoch nothing more."""
+
+    class Numbers:
+        def __len__(self):
+            return 1_000_000
+
+        def __getitem__(self, index):
+            return {"input_ids": [index, 1]}
+
+    loader = CollieDataLoader(Numbers(), 4, 2, shuffle=True)
+    next(loader.iterate(0))  # whatever is imported at the first use is
+    tracemalloc.start()
+    began = time.perf_counter()
+    [first, _] = next(loader.iterate(1, start_step=100_000))
+    took = time.perf_counter() - began
+    assert _first(first.batch) == loader.rows_at(1, 100_000)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert took < 1 and peak < 20 * 2**20  # lists of numbers would take 40 MB, and walking to the place would be slow
 
 
 def test_the_batch_sampler_in_a_torch_loader():

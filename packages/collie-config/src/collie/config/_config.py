@@ -99,6 +99,9 @@ class CollieConfig:
     """Quantization: a transformers.BitsAndBytesConfig or a dict of one. The default means none."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches beside each rank; 0 prepares them in the rank itself."""
+    group_by_length: bool = False
+    """Whether a step takes rows of like length, so that less of a batch is padding; the step with the longest row of an
+    epoch comes first. Which rows share a step then follows from lengths as well as chance. Not for streams."""
     pp_schedule: str = "1f1b"
     """Order of a step's micro-batches in the stages: "1f1b" (one stage a rank) or "interleaved" (two a rank)."""
     sequence_parallel: bool = False

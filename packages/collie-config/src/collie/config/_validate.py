@@ -43,7 +43,7 @@ _SAME = {  # DeepSpeed's names of our fields: they may be given there too, but n
     "train_micro_batch_size_per_gpu": "train_micro_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
 }
-_SWITCHES = ("sequence_parallel", "checkpointing", "use_flash", "low_cpu_mem_usage")
+_SWITCHES = ("sequence_parallel", "checkpointing", "use_flash", "low_cpu_mem_usage", "group_by_length")
 _SCHEDULES = ("1f1b", "interleaved")
 _ON_NAN = ("stop", "skip", "ignore")
 _OBJECTS = ("model_config", "peft_config", "quantization_config")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from collie.data._reads import Loaded, Read
 from collie.data._sampler import CollieBatchSampler, SeededSampler, seed_sequence
 from collie.interfaces import DataError
 
@@ -29,14 +31,8 @@ class MicroBatch:
     rows: int
 
 
-class _Read(list[int]):
-    """The row numbers of one micro-batch, and the seed of the random numbers that reading it may draw."""
-
-    seed: int
-
-
-class _SeededReads:
-    """A CollieBatchSampler's micro-batches, each with a seed of its own that follows from its position."""
+class _PlacedReads:
+    """A CollieBatchSampler's micro-batches, each with what follows from its place: its epoch, its step, its seed."""
 
     def __init__(self, sampler: CollieBatchSampler, seed: int) -> None:
         self.sampler, self.seed, self.epoch = sampler, seed, 0
@@ -44,37 +40,60 @@ class _SeededReads:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[_Read]:
-        first = self.sampler.start_step * self.sampler.accumulation_steps
+    def __iter__(self) -> Iterator[Read]:
         # the sampler's order is taken now and not at the first next(): a later epoch belongs to a later pass
-        return self._seeded(iter(self.sampler), self.epoch, first)
+        return self._placed(iter(self.sampler), self.epoch, self.sampler.start_step)
 
-    def _seeded(self, micro_batches: Iterator[list[int]], epoch: int, first: int) -> Iterator[_Read]:
-        for number, rows in enumerate(micro_batches, start=first):
-            read = _Read(rows)
-            read.seed = int(seed_sequence(self.seed, epoch, self.sampler.dp_rank, number).generate_state(1)[0])
-            yield read
+    def _placed(self, micro_batches: Iterator[list[int]], epoch: int, first_step: int) -> Iterator[Read]:
+        sampler, number = self.sampler, first_step * self.sampler.accumulation_steps
+        for step in range(first_step, sampler.steps):
+            for rows, count in zip(
+                islice(micro_batches, sampler.accumulation_steps), sampler.rows_of(step), strict=True
+            ):
+                read = Read(rows)
+                read.counted, read.epoch, read.step_rows = count, epoch, sampler.places_of(step)
+                read.seed = int(seed_sequence(self.seed, epoch, sampler.dp_rank, number).generate_state(1)[0])
+                yield read
+                number += 1
+
+
+class RowReader:
+    """Reads the rows of a micro-batch from a dataset that has them by number."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __call__(self, read: Read) -> Loaded:
+        several = getattr(self._dataset, "__getitems__", None)
+        rows = list(several(list(read))) if several is not None else [self._dataset[row] for row in read]
+        return Loaded(rows, read.counted)
 
 
 class _InWorkers:
-    """A dataset as data workers read it: what is drawn for a micro-batch depends on its position alone.
+    """What torch's loader calls a dataset, in data workers too: what is drawn follows from a micro-batch's place.
 
     So a training that resumes in the middle of an epoch, with new workers, reads what it would have read.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, reader: Callable[[Read], Loaded]) -> None:
+        self._reader = reader
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitems__(self, read: _Read) -> list[Any]:
+    def __getitems__(self, read: Read) -> Loaded:
         if get_worker_info() is not None:  # in the training's own process its generators go on, and are saved
             random.seed(read.seed)
             np.random.seed(read.seed)
             torch.manual_seed(read.seed)
-        several = getattr(self.dataset, "__getitems__", None)
-        return list(several(list(read))) if several is not None else [self.dataset[row] for row in read]
+        return self._reader(read)
+
+
+class _Collate:
+    """A collate function of rows alone, where the number of those that count travels with them."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self._collate_fn = collate_fn
+
+    def __call__(self, loaded: Loaded) -> Loaded:
+        return Loaded(self._collate_fn(loaded.rows), loaded.counted)
 
 
 class BatchReader:
@@ -82,7 +101,7 @@ class BatchReader:
 
     def __init__(
         self,
-        dataset: Any,
+        reader: Callable[[Read], Loaded],
         sampler: CollieBatchSampler,
         collate_fn: Callable[[list[Any]], Any],
         *,
@@ -92,30 +111,28 @@ class BatchReader:
     ) -> None:
         self.sampler = sampler
         state = seed_sequence(seed, sampler.dp_rank).generate_state(1)
-        self._reads = _SeededReads(sampler, seed)
+        self._reads = _PlacedReads(sampler, seed)
         self.loader: DataLoader[Any] = DataLoader(
-            _InWorkers(dataset),  # type: ignore[arg-type]  # torch reads whole micro-batches through __getitems__
+            _InWorkers(reader),  # type: ignore[arg-type]  # torch reads whole micro-batches through __getitems__
             batch_sampler=self._reads,
-            collate_fn=collate_fn,
+            collate_fn=_Collate(collate_fn),  # type: ignore[arg-type]  # it is given what __getitems__ returned
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             generator=torch.Generator().manual_seed(int(state[0])),
         )
 
-    def batches(self, epoch: int, start_step: int) -> Iterator[Any]:
-        """The collated micro-batches of an epoch from a step on."""
+    def micro_batches(self, epoch: int, start_step: int) -> Iterator[MicroBatch]:
+        """The micro-batches of an epoch from a step on."""
         self.sampler.set_epoch(epoch, start_step)
         self._reads.epoch = epoch
-        return iter(self.loader)
+        return (MicroBatch(batch, count) for batch, count in iter(self.loader))
 
     def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
-        """The same by optimizer step, each micro-batch with the number of its rows that count."""
-        batches = self.batches(epoch, start_step)
-        return (
-            [MicroBatch(batch, rows) for rows, batch in zip(self.sampler.rows_of(step), batches, strict=False)]
-            for step in range(start_step, self.sampler.steps)
-        )
+        """The same by optimizer step."""
+        micro_batches = self.micro_batches(epoch, start_step)
+        each = self.sampler.accumulation_steps
+        return (list(islice(micro_batches, each)) for _ in range(start_step, self.sampler.steps))
 
 
 def rows_in(dataset: Any) -> int:
@@ -150,5 +167,5 @@ def evaluation_batches(
     """
     order = SeededSampler(rows_in(dataset), shuffle=False, seed=0)
     sampler = CollieBatchSampler(order, batch_size, dp_rank=dp_rank, dp_size=dp_size)
-    reader = BatchReader(dataset, sampler, collate_fn, num_workers=num_workers, pin_memory=pin_memory)
+    reader = BatchReader(RowReader(dataset), sampler, collate_fn, num_workers=num_workers, pin_memory=pin_memory)
     return (batch for step in reader.steps(0) for batch in step)

@@ -8,7 +8,7 @@ contiguous blocks of that.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Protocol
 
@@ -26,27 +26,50 @@ class IndexOrder(Protocol):
     def __len__(self) -> int: ...
 
 
-class SeededSampler:
-    """An epoch's order: a permutation drawn from (seed, epoch), equal on every rank, or the dataset's own."""
+class EpochSampler:
+    """An order of row numbers that follows from the epoch alone; subclasses draw it.
 
-    def __init__(self, length: int, shuffle: bool, seed: int) -> None:
+    That of the last epoch asked for is kept as an array: a million rows are 8 MB and no Python objects, and a place in
+    it is found without passing through what comes before.
+    """
+
+    def __init__(self, length: int) -> None:
         self.length = length
-        self.shuffle = shuffle
-        self.seed = seed
         self.epoch = 0
+        self._drawn: tuple[int, np.ndarray | range] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Order the next passes as those of `epoch`."""
         self.epoch = epoch
 
+    def order(self) -> np.ndarray | range:
+        """The row numbers [length] in this epoch's order."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            self._drawn = self.epoch, self._draw(self.epoch)
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> np.ndarray | range:
+        raise NotImplementedError
+
     def __iter__(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.length))
-        order = np.random.default_rng(seed_sequence(self.seed, self.epoch)).permutation(self.length)
-        return iter(order.tolist())
+        return map(int, self.order())
 
     def __len__(self) -> int:
         return self.length
+
+
+class SeededSampler(EpochSampler):
+    """An epoch's order: a permutation drawn from (seed, epoch), equal on every rank, or the dataset's own."""
+
+    def __init__(self, length: int, shuffle: bool, seed: int) -> None:
+        super().__init__(length)
+        self.shuffle = shuffle
+        self.seed = seed
+
+    def _draw(self, epoch: int) -> np.ndarray | range:
+        if not self.shuffle:
+            return range(self.length)
+        return np.random.default_rng(seed_sequence(self.seed, epoch)).permutation(self.length)
 
 
 class CollieBatchSampler:
@@ -146,19 +169,21 @@ class CollieBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         # the order is taken now and not at the first next(): a later set_epoch belongs to a later pass
-        return self._micro_batches(
-            islice(iter(self.sampler), self.start_step * self.rows_per_step, None), self.start_step
-        )
+        return self._micro_batches(_taking(self.sampler, self.start_step * self.rows_per_step), self.start_step)
 
-    def _micro_batches(self, order: Iterator[int], first_step: int) -> Iterator[list[int]]:
+    def _micro_batches(self, take: Callable[[int], list[int]], first_step: int) -> Iterator[list[int]]:
         for step in range(first_step, self.steps):
-            rows = list(islice(order, self._step_size(step)))
+            rows = take(self._step_size(step))
             if len(rows) < self._step_size(step):
                 raise DataError(f"the sampler ended in step {step}, before the {len(self.sampler)} rows of its length.")
             start, _ = self._block(len(rows))
             for count in self.rows_of(step):
                 yield rows[start : start + count] or rows[:1]
                 start += count
+
+    def places_of(self, step: int) -> range:
+        """The places in the epoch's order that `step` takes, on all ranks together."""
+        return range(step * self.rows_per_step, step * self.rows_per_step + self._step_size(step))
 
     def _step_size(self, step: int) -> int:
         return min(self.rows_per_step, len(self.sampler) - step * self.rows_per_step)
@@ -168,6 +193,21 @@ class CollieBatchSampler:
         each, more = divmod(size, self.dp_size)
         start = self.dp_rank * each + min(self.dp_rank, more)
         return start, start + each + (self.dp_rank < more)
+
+
+def _taking(sampler: IndexOrder, start: int) -> Callable[[int], list[int]]:
+    """A function that takes the next so many row numbers of this epoch's order, from the place `start` on."""
+    if not isinstance(sampler, EpochSampler):
+        rest = islice(iter(sampler), start, None)
+        return lambda count: list(islice(rest, count))
+    order, place = sampler.order(), start
+
+    def take(count: int) -> list[int]:
+        nonlocal place
+        place += count
+        return list(map(int, order[place - count : place]))
+
+    return take
 
 
 def seed_sequence(seed: int, *path: int) -> np.random.SeedSequence:

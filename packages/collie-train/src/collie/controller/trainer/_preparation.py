@@ -1,17 +1,18 @@
 """What a Trainer makes of its arguments before the first step, and what it refuses of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from collie.config import CollieConfig
-from collie.data import CollieDataLoader, check_rows
-from collie.interfaces import ConfigError
+from collie.data import CollieDataLoader, CollieStream, check_rows
+from collie.interfaces import CheckpointError, ConfigError, DataError
 from collie.models import CollieModelForCausalLM
-from collie.parallel import Topology
+from collie.parallel import Topology, together
 
 _ROWS_TO_CHECK = 256
+Result = TypeVar("Result")
 
 
 def refuse_what_is_not_there(model: nn.Module, config: CollieConfig) -> None:
@@ -43,9 +44,18 @@ def enable_checkpointing(model: nn.Module, config: CollieConfig) -> None:
     enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
 
 
-def check_training_rows(dataset: Any) -> None:
-    """Look at rows before any rank works: at all of a list, at the first ones of what may be slow to read."""
-    if isinstance(dataset, list | tuple):
+def check_training_rows(dataset: Any, topology: Topology) -> None:
+    """Look at rows before any rank works: at all of a list, at the first ones of what may be slow to read.
+
+    Collective: a row that one rank alone cannot use, of a file of its own, ends all.
+    """
+    _on_every_rank(topology, lambda: _check(dataset))
+
+
+def _check(dataset: Any) -> None:
+    if isinstance(dataset, CollieStream):
+        dataset.check()
+    elif isinstance(dataset, list | tuple):
         check_rows(dataset)
     elif hasattr(dataset, "__len__"):
         check_rows(dataset, limit=_ROWS_TO_CHECK)
@@ -54,20 +64,54 @@ def check_training_rows(dataset: Any) -> None:
 def make_loader(
     dataset: Any, config: CollieConfig, topology: Topology, collate: Callable[..., Any]
 ) -> CollieDataLoader | None:
-    """Return this replica's loader of training rows, shuffled by the config's seed; None without rows."""
-    if dataset is None:
-        return None
+    """Return this replica's loader of training rows, ordered by the config's seed; None without rows. Collective.
+
+    Raises:
+        DataError: a rank has other rows, or more or fewer: it would wait for steps that the others do not make.
+    """
+    loaders: list[CollieDataLoader | None] = []
+
+    def make() -> tuple[int, str] | None:
+        loaders.append(None if dataset is None else _loader(dataset, config, topology, collate))
+        return (loaders[0].rows, loaders[0].order) if loaders[0] is not None else None
+
+    everyones = _on_every_rank(topology, make)
+    for rank, (first, other) in enumerate(zip(everyones[:1] * len(everyones), everyones, strict=True)):
+        if other != first:
+            raise DataError(
+                f"train_dataset is not the same on every rank: {_described(first)} on rank 0, {_described(other)} on "
+                f"rank {rank}. Give each rank the whole of it, in the same order; the loader takes each rank's share."
+            )
+    return loaders[0]
+
+
+def _described(data: tuple[int, str] | None) -> str:
+    return "none" if data is None else f"{data[0]} rows ({data[1]})"
+
+
+def _loader(dataset: Any, config: CollieConfig, topology: Topology, collate: Callable[..., Any]) -> CollieDataLoader:
     return CollieDataLoader(
         dataset,
         batch_size=config.train_micro_batch_size,
         accumulation_steps=config.gradient_accumulation_steps,
-        shuffle=True,
+        shuffle=not config.group_by_length,
         collate_fn=collate,
         num_workers=config.dataloader_num_workers,
+        group_by_length=config.group_by_length,
         seed=config.seed,
         dp_rank=topology.dp_rank,
         dp_size=topology.dp_size,
     )
+
+
+def _on_every_rank(topology: Topology, work: Callable[[], Result]) -> list[Result]:
+    """What `work` gave on each rank. Where it fails on one, that raises its own error, and the others a DataError."""
+    try:
+        return together(topology, "train_dataset cannot be used", work)
+    except CheckpointError as error:
+        if error.__cause__ is not None:
+            raise error.__cause__ from None
+        raise DataError(str(error)) from None
 
 
 def as_list(one_or_many: Any) -> list[Any]:

@@ -1,6 +1,7 @@
 """What is asked of a run from outside, and how all ranks come to act on it after the same step."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
 import torch
@@ -17,6 +18,7 @@ class Requests:
     checkpoint: bool = False
     evaluate: bool = False
     prompt: bool = False  # a server's provider has one
+    failed: bool = False  # a rank could not read its rows: none makes this step
 
     def __or__(self, other: "Requests") -> "Requests":
         return Requests(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
@@ -43,3 +45,13 @@ def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[
     copies = topology.tp_size * topology.pp_size
     all_weight, all_rows, *asked = said.tolist()
     return all_weight // copies, all_rows // copies, Requests(*map(bool, asked))
+
+
+@contextmanager
+def failing_together(topology: Topology) -> Iterator[None]:
+    """What fails within it, before a step's `agree`, fails there on the other ranks: they would wait for this one."""
+    try:
+        yield
+    except Exception:
+        agree(topology, 0, 0, Requests(failed=True))
+        raise

@@ -30,7 +30,7 @@ from collie.controller.trainer._preparation import (
 )
 from collie.controller.trainer._progress import TrainingProgress
 from collie.controller.trainer._record import Recorder, StepCounter
-from collie.controller.trainer._requests import Requests, agree
+from collie.controller.trainer._requests import Requests, agree, failing_together
 from collie.controller.trainer._saving import Saving
 from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.data import ColliePadder, MicroBatch
@@ -74,7 +74,7 @@ class Trainer:
         optimizer: a torch optimizer over the model's parameters, frozen ones too (with pipeline stages a rank may
             have no others), or a fused one (Lomo). None: ds_config's `optimizer`, or no training.
         lr_scheduler: a scheduler over the optimizer, or a callable that makes one from it; stepped once a step.
-        train_dataset: a CollieDatasetForTraining, or any sequence of dicts of lists or tensors.
+        train_dataset: a CollieDatasetForTraining, any sequence of dicts of lists or tensors, or a CollieStream.
         eval_dataset: what the generic Evaluator runs `eval_fn` over (needs collie-eval).
         callbacks: one Callback or several.
         train_dataset_collate_fn: makes a batch of rows; default ColliePadder().
@@ -122,7 +122,7 @@ class Trainer:
         set_seed(config)
         objective = choose_objective(model, self.loss_fn, train_fn, self)
         if isinstance(objective, TokenMean):
-            check_training_rows(train_dataset)
+            check_training_rows(train_dataset, self.topology)
         self._step = make_step(model, config, optimizer, objective, self.topology)
         self.engine: Any = self._step.engine if self._step is not None else model
         if optimizer is None and self._step is not None:
@@ -345,8 +345,11 @@ class Trainer:
         while place.epoch < last:
             self.epoch_idx, first = place.epoch, place.step
             self.callbacks.on_train_epoch_begin(self)
-            for index, micro_batches in enumerate(self.train_dataloader.iterate(self.epoch_idx, first), start=first):
+            steps = self.train_dataloader.iterate(self.epoch_idx, first)
+            for index in range(first, self.steps_per_epoch):
                 self.batch_idx = index
+                with failing_together(self.topology):
+                    micro_batches = next(steps)
                 yield micro_batches
             place.epoch, place.step = self.epoch_idx + 1, 0
             self.callbacks.on_train_epoch_end(self)
@@ -361,12 +364,18 @@ class Trainer:
         """Make one optimizer update and write down what came of it."""
         assert self._step is not None
         began = time.perf_counter()
-        weight = sum(self._step.objective.weigh(m) for m in micro_batches)
+        with failing_together(self.topology):
+            weight = sum(self._step.objective.weigh(m) for m in micro_batches)
         rows = sum(m.rows for m in micro_batches)
         asked = self._recorder.local_requests()
         if self.server is not None:
             asked |= Requests(prompt=self.server.waiting())
         total, rows, requests = agree(self.topology, weight, rows, asked)
+        if requests.failed:
+            raise DataError(
+                f"another rank could not read its rows of step {self._steps.finished}: its own error says why, and "
+                f"none goes on without it."
+            )
         if total == 0:
             raise DataError(
                 f"the batch of step {self._steps.finished} has no target token on any rank: no label is learnt. "

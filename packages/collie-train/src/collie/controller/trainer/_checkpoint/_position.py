@@ -2,18 +2,20 @@
 
 import math
 import warnings
+from typing import Any
 
 from collie.controller.trainer._checkpoint._run import Position, Run
 from collie.interfaces import CheckpointError
 
 
-def position_in(run: Run, position: Position, saved: dict[str, int] | None) -> Position:
+def position_in(run: Run, position: Position, saved: dict[str, Any] | None) -> Position:
     """Return the same place among the rows of `run`'s data.
 
     Args:
         run: with or without data.
         position: as the checkpoint has it.
-        saved: rows of an epoch, rows of a step and the seed of their order, when the checkpoint was written.
+        saved: rows of an epoch, rows of a step, the seed of their order and, in newer checkpoints, its name, when the
+            checkpoint was written.
 
     Raises:
         CheckpointError: the epoch that was begun has other rows or another order here, or no step begins at the row.
@@ -22,11 +24,11 @@ def position_in(run: Run, position: Position, saved: dict[str, int] | None) -> P
     if saved is None or now is None:
         return position
     begun = position.step > 0
-    for what, name in (("rows", "train_dataset"), ("seed", "config.seed")):
-        if begun and saved[what] != now[what]:
+    for what, name in (("rows", "train_dataset"), ("seed", "config.seed"), ("order", "train_dataset")):
+        if begun and saved.get(what, now[what]) != now[what]:
             raise CheckpointError(
-                f"the checkpoint stands in an epoch that was begun with {what}={saved[what]}, and {name} gives "
-                f"{what}={now[what]} here: its rows would come in another order. Resume with the same, or take the "
+                f"the checkpoint stands in an epoch that was begun with {what}={saved[what]!r}, and {name} gives "
+                f"{what}={now[what]!r} here: its rows would come in another order. Resume with the same, or take the "
                 f"weights alone with load_model."
             )
     if saved["rows_per_step"] == now["rows_per_step"]:

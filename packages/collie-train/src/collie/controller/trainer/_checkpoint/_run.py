@@ -89,15 +89,16 @@ class Run:
             "zero_stage": self.config.zero_stage,
         }
 
-    def data(self) -> dict[str, int] | None:
-        """What decides which rows a step sees."""
+    def data(self) -> dict[str, Any] | None:
+        """What decides which rows a step sees: rows of an epoch and of a step, the seed, and the order in words."""
         if self.loader is None:
             return None
         loader = self.loader
         return {
-            "rows": len(loader.dataset),
+            "rows": loader.rows,
             "rows_per_step": loader.batch_size * loader.accumulation_steps * loader.dp_size,
             "seed": loader.seed,
+            "order": loader.order,
         }
 
     def schedulers(self) -> dict[str, Any]:
