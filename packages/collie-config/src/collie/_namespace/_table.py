@@ -65,7 +65,18 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
     "collie.controller.server": ("Server",),
     "collie.utils.data_provider": ("BaseProvider", "GradioProvider"),
-    "collie.metrics": ("BaseMetric", "DecodeMetric", "PPLMetric"),
+    "collie.metrics": (
+        "AccuracyMetric",
+        "BaseMetric",
+        "BleuMetric",
+        "ChrfMetric",
+        "ClassifyFPreRecMetric",
+        "DecodeMetric",
+        "ExactMatchMetric",
+        "PPLMetric",
+        "RougeMetric",
+        "TokenF1Metric",
+    ),
 }
 
 
