@@ -26,7 +26,13 @@ def test_public_names():
     ]
     assert collie.controller.server.__all__ == ["Server"]
     assert collie.utils.data_provider.__all__ == ["BaseProvider", "GradioProvider"]
-    assert collie.controller.evaluator.__all__ == ["Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"]
+    assert collie.controller.evaluator.__all__ == [
+        "Evaluator",
+        "EvaluatorForClassfication",
+        "EvaluatorForClassification",
+        "EvaluatorForGeneration",
+        "EvaluatorForPerplexity",
+    ]
 
 
 @pytest.mark.parametrize(

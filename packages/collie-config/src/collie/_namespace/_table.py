@@ -62,7 +62,13 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.callbacks": ("Callback", "CallbackManager", "CheckpointCallback", "LoadBestModelCallback"),
     "collie.controller.trainer": ("Trainer",),
     "collie.optim": ("AdaLomo", "Adan", "Lion", "Lomo", "SophiaG"),
-    "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
+    "collie.controller.evaluator": (
+        "Evaluator",
+        "EvaluatorForClassfication",
+        "EvaluatorForClassification",
+        "EvaluatorForGeneration",
+        "EvaluatorForPerplexity",
+    ),
     "collie.controller.server": ("Server",),
     "collie.utils.data_provider": ("BaseProvider", "GradioProvider"),
     "collie.metrics": (
