@@ -151,3 +151,11 @@ def test_numbers_of_other_packages_become_pythons():
 def test_what_json_has_no_word_for_is_refused():
     with pytest.raises(TypeError, match="cannot hold a object"):
         encode(Record("1.0", 0, 0.0, 0, 0, 0, Log("info", object())))
+
+
+def test_signatures_of_an_evaluation_travel_where_there_are_any():
+    """A field that came after the first version: lines without it are what they were."""
+    signed = Eval("held-out", {"bleu#bleu": 31.5}, seconds=1.5, rows=8, signatures={"bleu": "nrefs:1|tok:zh"})
+    line = encode(Record("1.0", 0, 1.0, 0, 0, 1, signed))
+    assert decode(line).event == signed
+    assert decode(line.replace(',"signatures":{"bleu":"nrefs:1|tok:zh"}', "")).event.signatures == {}

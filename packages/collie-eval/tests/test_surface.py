@@ -12,10 +12,27 @@ import collie.utils.data_provider
 
 
 def test_public_names():
-    assert collie.metrics.__all__ == ["BaseMetric", "DecodeMetric", "PPLMetric"]
+    assert collie.metrics.__all__ == [
+        "AccuracyMetric",
+        "BaseMetric",
+        "BleuMetric",
+        "ChrfMetric",
+        "ClassifyFPreRecMetric",
+        "DecodeMetric",
+        "ExactMatchMetric",
+        "PPLMetric",
+        "RougeMetric",
+        "TokenF1Metric",
+    ]
     assert collie.controller.server.__all__ == ["Server"]
     assert collie.utils.data_provider.__all__ == ["BaseProvider", "GradioProvider"]
-    assert collie.controller.evaluator.__all__ == ["Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"]
+    assert collie.controller.evaluator.__all__ == [
+        "Evaluator",
+        "EvaluatorForClassfication",
+        "EvaluatorForClassification",
+        "EvaluatorForGeneration",
+        "EvaluatorForPerplexity",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,27 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
     "collie.callbacks": ("Callback", "CallbackManager", "CheckpointCallback", "LoadBestModelCallback"),
     "collie.controller.trainer": ("Trainer",),
     "collie.optim": ("AdaLomo", "Adan", "Lion", "Lomo", "SophiaG"),
-    "collie.controller.evaluator": ("Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"),
+    "collie.controller.evaluator": (
+        "Evaluator",
+        "EvaluatorForClassfication",
+        "EvaluatorForClassification",
+        "EvaluatorForGeneration",
+        "EvaluatorForPerplexity",
+    ),
     "collie.controller.server": ("Server",),
     "collie.utils.data_provider": ("BaseProvider", "GradioProvider"),
-    "collie.metrics": ("BaseMetric", "DecodeMetric", "PPLMetric"),
+    "collie.metrics": (
+        "AccuracyMetric",
+        "BaseMetric",
+        "BleuMetric",
+        "ChrfMetric",
+        "ClassifyFPreRecMetric",
+        "DecodeMetric",
+        "ExactMatchMetric",
+        "PPLMetric",
+        "RougeMetric",
+        "TokenF1Metric",
+    ),
 }
 
 

@@ -1,6 +1,6 @@
 """What a run can say: one dataclass a kind, each field with its unit. Later versions only add fields with defaults."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 
@@ -88,6 +88,8 @@ class Eval:
     """Wall time of the evaluation, in seconds."""
     rows: int
     """Rows of the dataset that counted, over all ranks."""
+    signatures: dict[str, str] = field(default_factory=dict)
+    """How a metric was computed, by metric name, for those that say so (sacreBLEU's signature, for example)."""
 
 
 @dataclass(frozen=True, slots=True)

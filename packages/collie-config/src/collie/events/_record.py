@@ -56,8 +56,10 @@ def encode(record: Record) -> str:
         "kind": event.kind,
         "step": record.step,
     }
-    for name in _READERS[event.kind]:
-        line[name] = _plain(getattr(event, name))
+    for name, (_, required) in _READERS[event.kind].items():
+        value = getattr(event, name)
+        if required or value != {}:  # an empty map that may be missing is left out
+            line[name] = _plain(value)
     return _JSON.encode(line)
 
 

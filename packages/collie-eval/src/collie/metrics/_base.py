@@ -43,6 +43,11 @@ class BaseMetric(ABC):
         self._topology = evaluator.topology
 
     @property
+    def signature(self) -> str | None:
+        """How the numbers were computed, by tool, version and options; None where there is no choice."""
+        return None
+
+    @property
     def topology(self) -> Topology:
         """The layout of the evaluation; the active one where no evaluator gave any."""
         return self._topology if self._topology is not None else active_topology()

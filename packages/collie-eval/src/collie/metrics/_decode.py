@@ -3,11 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from collie.interfaces import DataError
 from collie.metrics._base import BaseMetric
-from collie.metrics._text import decode, is_ids, one_line
+from collie.metrics._text import need, one_line, rows_of, text_of
 
 _DEFAULT_FILE = "decode.txt"
 
@@ -42,12 +39,8 @@ class DecodeMetric(BaseMetric):
         self._texts: list[str] = []
 
     def update(self, result: dict[str, Any]) -> None:
-        if "pred" not in result:
-            raise DataError(
-                f"DecodeMetric needs pred in the result of eval_fn, which has {', '.join(result) or 'no key'}: "
-                "use EvaluatorForGeneration, or return pred from eval_fn."
-            )
-        texts = [self._text(row) for row in _rows(result["pred"])]
+        need("DecodeMetric", result, "pred", use="use EvaluatorForGeneration")
+        texts = [text_of("DecodeMetric", row, self.tokenizer) for row in rows_of(result["pred"])]
         self._texts += texts
         if self.topology.rank == 0:
             self._show(texts)
@@ -55,17 +48,6 @@ class DecodeMetric(BaseMetric):
     def get_metric(self) -> list[str]:
         """The texts of all rows since `reset`."""
         return list(self._texts)
-
-    def _text(self, row: Any) -> str:
-        if isinstance(row, str):
-            return row
-        if not is_ids(row):
-            raise DataError(
-                f"DecodeMetric reads pred as texts or rows of token ids, and got a row {type(row).__name__}."
-            )
-        if self.tokenizer is None:
-            raise DataError("DecodeMetric got token ids and the evaluator has no tokenizer: give it tokenizer=…")
-        return decode(row, self.tokenizer)
 
     def _show(self, texts: list[str]) -> None:
         lines = [one_line(text) for text in texts]
@@ -76,13 +58,3 @@ class DecodeMetric(BaseMetric):
             self.save_path.parent.mkdir(parents=True, exist_ok=True)
             with self.save_path.open("a", encoding="utf-8") as file:
                 file.writelines(f"{line}\n" for line in lines)
-
-
-def _rows(pred: Any) -> list[Any]:
-    """One item a row; a single text or a single row of ids is one row."""
-    if isinstance(pred, str):
-        return [pred]
-    if isinstance(pred, Tensor):
-        return [pred] if pred.dim() == 1 else list(pred)
-    rows = list(pred)
-    return [rows] if rows and is_ids(rows) else rows

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from collie.interfaces import DataError
 from collie.metrics._base import BaseMetric
+from collie.metrics._text import need
 
 
 class PPLMetric(BaseMetric):
@@ -26,11 +27,7 @@ class PPLMetric(BaseMetric):
         self._tokens = 0
 
     def update(self, result: dict[str, Any]) -> None:
-        if "loss_sum" not in result or "tokens" not in result:
-            raise DataError(
-                f"PPLMetric needs loss_sum and tokens in the result of eval_fn, which has {_listed(result)}: "
-                "use EvaluatorForPerplexity, or return both from eval_fn."
-            )
+        need("PPLMetric", result, "loss_sum", "tokens", use="use EvaluatorForPerplexity")
         self._loss_sum += _total(result["loss_sum"])
         self._tokens += int(_total(result["tokens"]))
 
@@ -67,7 +64,3 @@ def _total(value: Any) -> float:
     if isinstance(value, list | tuple):
         return math.fsum(_total(item) for item in value)
     return float(value)
-
-
-def _listed(result: dict[str, Any]) -> str:
-    return ", ".join(result) or "no key"

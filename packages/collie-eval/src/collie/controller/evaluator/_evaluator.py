@@ -138,8 +138,14 @@ class Evaluator:
                 rows, samples = self._run(batches)
             results = numbers_of({name: metric.get_metric() for name, metric in self.metrics.items()})
             item.update({"eval_result": results, "eval_name": self.name or "eval", "global_step": self._step()})
-        self._publish(Eval(self._title(), results, time.perf_counter() - started, rows), samples)
+        seconds = time.perf_counter() - started
+        self._publish(Eval(self._title(), results, seconds, rows, self.signatures()), samples)
         return results
+
+    def signatures(self) -> dict[str, str]:
+        """How each metric of the last evaluation was computed, by metric name, for those that say so."""
+        said = {name: metric.signature for name, metric in self.metrics.items()}
+        return {name: signature for name, signature in said.items() if signature is not None}
 
     def _batches(self, dataloader: Iterable[Any] | None) -> Iterable[MicroBatch]:
         topology = self.topology

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from collie.config import CollieConfig
+from collie.controller.evaluator._agree import agreed
 from collie.controller.evaluator._evaluator import EvalFn, Evaluator
 from collie.controller.evaluator._prompts import pad_left, prompts_and_targets, until_stop
 from collie.interfaces import ConfigError
@@ -79,13 +80,14 @@ class EvaluatorForGeneration(Evaluator):
         """Generate for one batch.
 
         Returns:
-            pred: what was generated, new tokens only, up to and with the end token; target: the label tokens of the
-            row, or None; both texts where there is a tokenizer. input_ids: the prompts, a list of ids a row.
+            pred: what was generated, new tokens only, up to and with the end token; target: the batch's own `target`
+            (texts, or lists of references), else the label tokens of the row, or None; both texts where there is a
+            tokenizer. input_ids: the prompts, a list of ids a row.
 
         Raises:
             DataError: a row has no prompt: its first token is a label, or it is empty.
         """
-        prompts, targets = prompts_and_targets(batch)
+        prompts, targets = agreed(self.topology, lambda: prompts_and_targets(batch))
         settings = self._settings(longest=max(len(prompt) for prompt in prompts))
         input_ids, attention_mask = pad_left(prompts, settings.pad_token_id, self.device)
         extra = self._extra(settings)
@@ -97,7 +99,7 @@ class EvaluatorForGeneration(Evaluator):
         generated = [until_stop(row, stops) for row in sequences[:, input_ids.shape[1] :].tolist()]
         return {
             "pred": [self._text(row) for row in generated],
-            "target": [None if row is None else self._text(row) for row in targets],
+            "target": batch.get("target", [None if row is None else self._text(row) for row in targets]),
             "input_ids": prompts,
         }
 
