@@ -1,6 +1,7 @@
 """The server's own side: who is asked, what is handed over, and what cannot be answered."""
 
 import queue
+import threading
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from collie.events import Alert
 from collie.interfaces import ConfigError, RunContext
 from collie.models import CollieModelForCausalLM
 from collie.testing import run_ranks, toy_llama_config
-from collie.utils.data_provider import BaseProvider, GradioProvider
+from collie.utils.data_provider import BaseProvider, DashProvider
 
 
 class Given(BaseProvider):
@@ -23,11 +24,13 @@ class Given(BaseProvider):
             "generation_config", GenerationConfig(max_new_tokens=5, do_sample=False, eos_token_id=None)
         )
         super().__init__(**arguments)
+        self.asked = threading.Event()
         for prompt in prompts:
             self.put_data(prompt)
 
     def provider_handler(self):
         self.put_data([9, 9])
+        self.asked.set()
 
     def answers(self):
         found = []
@@ -85,11 +88,12 @@ def test_a_prompt_that_cannot_be_answered_is_an_alert_and_ends():
             server.data_provider_handler()
         provider.generation_config = GenerationConfig(max_new_tokens=2, stop_strings=["a"])
         server.data_provider_handler()
-        return provider.answers(), events.found
+        return provider.answers(), provider.last_error, events.found
 
-    answers, events = run_ranks(1, run)[0]
+    answers, provider_error, events = run_ranks(1, run)[0]
     assert answers == [None] * 4
     assert [(type(event), event.code, step) for event, step in events] == [(Alert, "prompt", 4)] * 4
+    assert provider_error == events[-1][0].message.removeprefix("a prompt was not answered: ")
     assert "a prompt is a list of token ids, 0 … 97 - 1" in events[0][0].message
 
 
@@ -97,14 +101,15 @@ def test_the_provider_is_started_once_on_rank_0():
     def run():
         provider = Given()
         server = Server(toy(), provider)
-        server.start()
-        server.start()
         try:
-            return provider._prompts.get(timeout=5), provider.get_data()
-        except queue.Empty:
-            return None
+            server.start()
+            server.start()
+            provider.asked.wait(timeout=5 if torch.distributed.get_rank() == 0 else 0)
+            return provider.get_data(), provider.get_data()
+        finally:
+            server.stop()
 
-    assert run_ranks(2, run) == [([9, 9], None), None]
+    assert run_ranks(2, run, init=True) == [([9, 9], None), (None, None)]
 
 
 def test_what_is_no_provider_or_cannot_generate_is_refused():
@@ -112,5 +117,5 @@ def test_what_is_no_provider_or_cannot_generate_is_refused():
         Server(torch.nn.Linear(1, 1), [])
     with pytest.raises(ConfigError, match="Linear has no generate"):
         Server(torch.nn.Linear(1, 1), Given())
-    with pytest.raises(ConfigError, match="web page are not available in this version"):
-        GradioProvider(tokenizer=None)
+    with pytest.raises(ConfigError, match="Use GradioProvider"):
+        DashProvider(tokenizer=None)

@@ -158,6 +158,12 @@ class Prompt:
     """The next piece of text; pieces are concatenated."""
     done: bool
     """Whether this was the last piece."""
+    error: str = ""
+    """With the last piece: a sentence on why there is no answer, or only a part of one; empty where all went well."""
+    tokens: int | None = None
+    """With the last piece: how many tokens were generated."""
+    seconds: float | None = None
+    """With the last piece: wall time from the first token to the end, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)

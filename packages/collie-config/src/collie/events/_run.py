@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from collie.events._writer import file_mode
 from collie.interfaces import ConfigError, nearest
 
 RUN_DIR_VARIABLE = "COLLIE_RUN_DIR"
-REQUESTS = ("stop", "checkpoint", "evaluate", "prompt")
+REQUESTS = ("stop", "checkpoint", "evaluate", "prompt", "cancel")
+REQUEST_BYTES = 2**20
+"""How large a request may be. What lies in control/ and is larger is none."""
 _EVENT_FILE = re.compile(r"rank-(\d+)\.a(\d+)\.jsonl")
 _REQUEST_FILE = re.compile(r"\d{20}-[0-9a-f]{8}")
 
@@ -31,7 +34,7 @@ class Request:
     id: str
     """Names it in the answer and to `RunFolder.resolve`."""
     kind: str
-    """stop, checkpoint, evaluate or prompt."""
+    """stop, checkpoint, evaluate, prompt, or cancel (of the prompt whose id is its argument `request`)."""
     t: float
     """When it was asked, in seconds since the epoch."""
     arguments: dict[str, Any]
@@ -130,7 +133,7 @@ class RunFolder:
         """Ask the run for something; return the request's id. Rank 0 reads it after its current step.
 
         Raises:
-            ConfigError: no such kind of request.
+            ConfigError: no such kind of request, or arguments that are too large for one.
         """
         if kind not in REQUESTS:
             meant = nearest(kind, REQUESTS)
@@ -138,9 +141,13 @@ class RunFolder:
                 f"request={kind!r} is not one of {', '.join(REQUESTS)}." + (f" Use {meant!r}." if meant else "")
             )
         now = time.time_ns()
+        values = {"kind": kind, "t": now / 1e9, "arguments": arguments}
+        size = len(_as_json(values))
+        if size > REQUEST_BYTES:
+            raise ConfigError(f"a {kind!r} request of {size:,} bytes is too large: {REQUEST_BYTES:,} at most.")
         request_id = f"{now:020d}-{secrets.token_hex(4)}"
         self.control.mkdir(mode=0o700, exist_ok=True)
-        _replace(self.control / f"{request_id}.json", {"kind": kind, "t": now / 1e9, "arguments": arguments})
+        _replace(self.control / f"{request_id}.json", values)
         return request_id
 
     def pending(self) -> list[Request]:
@@ -149,7 +156,7 @@ class RunFolder:
         for path in sorted(_entries(self.control)):
             if path.suffix != ".json" or not _REQUEST_FILE.fullmatch(path.stem):
                 continue
-            values = _read(path)
+            values = _read_request(path)
             if values is None or values.get("kind") not in REQUESTS:
                 continue
             t, arguments = values.get("t"), values.get("arguments")
@@ -207,9 +214,27 @@ def _read(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def _read_request(path: Path) -> dict[str, Any] | None:
+    """Read a file that anybody who may write here has put here: it must be a file, and none too large to be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            data = file.read(REQUEST_BYTES + 1)
+        values = json.loads(data) if len(data) <= REQUEST_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _as_json(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(values), ensure_ascii=False, indent=1).encode("utf-8", "replace")
+
+
 def _replace(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    data = json.dumps(dict(values), ensure_ascii=False, indent=1).encode("utf-8", "replace")
+    data = _as_json(values)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

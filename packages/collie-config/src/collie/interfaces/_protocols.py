@@ -50,11 +50,19 @@ class SupportsEval(Protocol):
 class SupportsServer(Protocol):
     """What a Trainer asks of a server of prompts."""
 
+    @property
+    def answers_requests(self) -> bool:
+        """Whether it takes the `prompt` and `cancel` requests out of the run's folder."""
+        ...
+
     def bind(self, context: RunContext) -> None:
         """Take the run's events and step."""
 
     def start(self) -> None:
-        """Begin to take prompts; a second time it does nothing."""
+        """Begin to take prompts; a second time it does nothing. Every rank calls it."""
+
+    def stop(self) -> None:
+        """Take no more prompts, until `start`. Waits for no other rank."""
 
     def waiting(self) -> bool:
         """Whether this rank has a prompt to be answered. Never waits, neither for one nor for other ranks."""

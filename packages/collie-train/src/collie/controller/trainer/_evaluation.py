@@ -1,6 +1,8 @@
 """The one place where training meets collie-eval: `Trainer(eval_dataset=…)` and `Trainer(data_provider=…)`."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -36,12 +38,35 @@ def dataset_evaluator(
     return evaluator
 
 
-def prompt_server(model: nn.Module, data_provider: Any) -> SupportsServer:
-    """Return a Server that answers the prompts of `data_provider`.
+def prompt_server(model: nn.Module, data_provider: Any, tokenizer: Any) -> SupportsServer | None:
+    """Return a Server that answers the prompts of `data_provider`, and those that lie in the run's folder.
+
+    The latter need a tokenizer, and no data_provider: a run whose model generates answers the dashboard if it can.
+    None: nobody can ask.
 
     Raises:
-        MissingExtraError: collie-eval is not installed.
+        MissingExtraError: collie-eval is not installed, and a data_provider was given.
     """
+    needs_none = tokenizer is None or not callable(getattr(model, "generate", None))
+    if data_provider is None and (needs_none or importlib.util.find_spec("collie.controller.server") is None):
+        return None
     module = require("collie.controller.server", "collie-train[eval]", "data_provider")
-    server: SupportsServer = module.Server(model, data_provider)
+    providers = [data_provider] if data_provider is not None else []
+    if tokenizer is not None:
+        provided = require("collie.utils.data_provider", "collie-train[eval]", "data_provider")
+        providers.append(provided.RunFolderProvider(tokenizer))
+    server: SupportsServer = module.Server(model, providers)
     return server
+
+
+@contextmanager
+def serving(server: SupportsServer | None) -> Iterator[None]:
+    """Take prompts inside; whoever still waits at the end, however it comes, is told."""
+    if server is None:
+        yield
+        return
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()

@@ -18,7 +18,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from collie.controller.trainer._requests import ANSWERED, Requests
+from collie.controller.trainer._requests import ANSWERED, PROMPTS, Requests
 from collie.controller.trainer._signals import Signals
 from collie.events import (
     RUN_DIR_VARIABLE,
@@ -29,6 +29,7 @@ from collie.events import (
     Hello,
     Log,
     NullWriter,
+    Prompt,
     RunFolder,
     current_attempt,
 )
@@ -37,6 +38,10 @@ from collie.parallel import Topology
 
 _POLL_SECONDS = 0.5  # how often rank 0 looks for requests: the folder may lie on a network
 _PACKAGES = ("torch", "transformers", "deepspeed", "collie-config", "collie-models", "collie-train")
+_NO_PROMPTS = (
+    "this run answers no prompts. Give its Trainer a tokenizer and install collie-eval, or give its Server a "
+    "RunFolderProvider."
+)
 _logger = logging.getLogger(__name__)
 _writers: dict[Path, EventWriter] = {}  # by run folder; this rank's file in it
 
@@ -50,6 +55,7 @@ class Recorder:
         self.events = _writer_of_this_process(self._folder, topology)
         self._signals = Signals()
         self._answered: set[str] = set()
+        self._left: tuple[str, ...] = ()  # kinds of request that another answers
         self._next_poll = 0.0
 
     @property
@@ -79,6 +85,10 @@ class Recorder:
                 self.write(Bye(outcome="failed", message=message), step=step())
                 raise
 
+    def leave_prompts(self, leave: bool) -> None:
+        """Leave prompts in control/ to a server, which takes them out of it; else they are refused here."""
+        self._left = PROMPTS if leave else ()
+
     def write(self, event: Event, *, step: int | None) -> None:
         self.events.write(event, step=step)
 
@@ -93,15 +103,15 @@ class Recorder:
         self._next_poll = time.monotonic() + _POLL_SECONDS
         with contextlib.suppress(OSError):
             for request in self._folder.pending():
-                if request.id in self._answered:
+                if request.id in self._answered or request.kind in self._left:
                     continue
                 self._answered.add(request.id)
                 if request.kind in ANSWERED:
                     asked |= Requests(**{request.kind: True})
                     self.write(Log(level="info", message=f"asked to {request.kind} (request {request.id})"), step=None)
-                else:
-                    text = f"a {request.kind!r} request cannot be answered by this version of the Trainer"
-                    self.write(Alert(level="warning", code="request", message=text), step=None)
+                elif request.kind == "prompt":
+                    self.write(Prompt(request.id, "", done=True, error=_NO_PROMPTS), step=None)
+                    self.write(Alert(level="warning", code="request", message=f"a prompt: {_NO_PROMPTS}"), step=None)
                 self._folder.resolve(request.id)
         return asked
 

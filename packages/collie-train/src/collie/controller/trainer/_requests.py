@@ -30,6 +30,8 @@ class Requests:
 _FIELDS = tuple(field.name for field in fields(Requests))
 ANSWERED = ("stop", "checkpoint", "evaluate")
 """The kinds of request in a run's control folder that a Trainer answers."""
+PROMPTS = ("prompt", "cancel")
+"""Those that its server answers, if it does."""
 
 
 def agree(topology: Topology, weight: int, rows: int, local: Requests) -> tuple[int, int, Requests]:

@@ -15,7 +15,7 @@ from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Position, Run
 from collie.controller.trainer._cost import cost_of
-from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
+from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server, serving
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
@@ -58,7 +58,8 @@ class Trainer:
         model: a CoLLiE model, or any module that takes the batch's entries and returns an output with `.logits`.
             The config's use_flash is for CoLLiE's models; those of transformers are made with an attention of theirs.
         config: sizes, epochs, evaluation frequency, ds_config.
-        tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model.
+        tokenizer: handed to the evaluator of `eval_dataset`, and saved with the model. With collie-eval it also lets
+            the model answer the dashboard's prompts, between steps.
         loss_fn: GPTLMLoss gives the exact mean over all target tokens of the global batch. Any other callable gets
             the batch's and the output's entries that its parameters name and returns the mean over its rows; a pack
             of rows (PackedDataset) counts as one, and `cu_seqlens` says where its rows begin.
@@ -80,7 +81,7 @@ class Trainer:
         train_dataset_collate_fn: makes a batch of rows; default ColliePadder().
         eval_dataset_collate_fn: the same for `eval_dataset`; default ColliePadder(padding_left=True).
         data_provider: a BaseProvider of prompts, which the model answers between steps (needs collie-eval).
-        server: a Server, which has one already.
+        server: a Server, which has one already; it answers the dashboard if it has a RunFolderProvider.
         monitors: what is measured each step.
         metrics: for `eval_dataset`, by name.
         evaluators: run every eval_per_n_steps steps and eval_per_n_epochs epochs.
@@ -148,9 +149,10 @@ class Trainer:
         self.monitors.bind(context)
         for evaluator in self.evaluators:
             evaluator.bind(context, model)
-        self.server = prompt_server(model, data_provider) if data_provider is not None else server
+        self.server = server if server is not None else prompt_server(model, data_provider, tokenizer)
         if self.server is not None:
             self.server.bind(context)
+            self._recorder.leave_prompts(self.server.answers_requests)
         self.callbacks = CallbackManager([*prepare_callback(callbacks), MonitorState(self.monitors)])
         self._saving = Saving(self._as_run(), self._recorder, self._steps, self.alert)
         self.callbacks.on_setup_parallel_model(self)
@@ -225,7 +227,8 @@ class Trainer:
                 cost = cost_of(self.optimizer, self.model, self.config)
                 self._recorder.write(Log(level="info", message=cost), step=None)
             try:
-                self._train_until(last, progress)
+                with serving(self.server):
+                    self._train_until(last, progress)
             except BaseException:
                 self._saving.checkpoints.settle_alone()
                 raise
@@ -316,8 +319,6 @@ class Trainer:
     def _train_until(self, last: int, progress: TrainingProgress) -> None:
         """Run what is to come before epoch `last`, or until a stop is asked for."""
         self.model.train()
-        if self.server is not None:
-            self.server.start()
         self.callbacks.on_train_begin(self)
         self.stopped = False
         for micro_batches in self._global_batches(last):
