@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from collie.events import Bye, Eval, EventWriter, Hello, RunFolder, Sample, Step
+from collie.events import Alert, Bye, Checkpoint, Eval, EventWriter, Hello, RunFolder, Sample, Step
 
 
 def main() -> int:
@@ -20,6 +20,8 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=1, help="the rank that something happens to")
     parser.add_argument("--deaf", action="store_true", help="reads no requests")
     parser.add_argument("--stubborn", action="store_true", help="ignores TERM")
+    parser.add_argument("--evaluators", type=int, default=2)
+    parser.add_argument("--full", action="store_true", help="has no room for checkpoints")
     parser.add_argument("--silent", action="store_true", help="writes no events")
     parser.add_argument("--leave-child", action="store_true", help="leaves a process behind")
     options = parser.parse_args()
@@ -58,10 +60,8 @@ def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: Event
         if rank == options.rank and step + 1 == options.kill_at:
             events.close()
             os.kill(os.getpid(), signal.SIGKILL)
-        if rank == 0 and not options.deaf and any(request.kind == "stop" for request in run.pending()):
-            flag.touch()
-            for request in run.pending():
-                run.resolve(request.id)
+        if rank == 0 and not options.deaf:
+            _answer(options, run, events, step, flag)
         if flag.exists():
             events.write(Bye("stopped"), step=step)
             return 0
@@ -73,6 +73,21 @@ def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: Event
         print("decoded: finetuning large language models.", flush=True)
     events.write(Bye("finished"), step=options.steps - 1)
     return 0
+
+
+def _answer(options: argparse.Namespace, run: RunFolder, events: EventWriter, step: int, flag: Path) -> None:
+    """Do what was asked for, after the step, as rank 0 of a Trainer does."""
+    for request in run.pending():
+        if request.kind == "stop":
+            flag.touch()
+        elif request.kind == "checkpoint" and options.full:
+            events.write(Alert("warning", "checkpoint", "no space left on the device"), step=step)
+        elif request.kind == "checkpoint":
+            events.write(Checkpoint(f"/checkpoints/step-{step + 1}", 0.5, 2**20), step=step)
+        elif request.kind == "evaluate":
+            for name in ("ppl", "decode")[: options.evaluators]:
+                events.write(Eval(name, {name: 1.5}, 0.1, 32), step=step)
+        run.resolve(request.id)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdecimal() and len(digits) < 10 else -1
 
 
-def _at_rest(text: str) -> str:
+def at_rest(text: str) -> str:
     """A line as it looks at rest: after the last carriage return, without escape sequences and control characters."""
     return plain(text.rstrip("\r").rpartition("\r")[2]).expandtabs(8)
 
@@ -129,8 +129,8 @@ class LogTail:
         pieces = (self._rest + data).split(b"\n")
         # A progress bar rewrites its line for hours: only what stands after the last carriage return is kept.
         self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])
-        self.partial = _at_rest(self._rest.decode("utf-8", "replace"))
-        lines = [_at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
+        self.partial = at_rest(self._rest.decode("utf-8", "replace"))
+        lines = [at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
         self.lines_read += len(lines)
         return lines
 

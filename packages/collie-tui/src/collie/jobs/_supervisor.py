@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from collie.events import RunFolder
+from collie.jobs._log_times import LogClock
 from collie.jobs._logs import TORCHRUN_LOG, log_mode, open_to_group, rank_logs
 from collie.jobs._order import Ladder, Means, Rung, StopOrder
 from collie.jobs._outcome import outcome_of
@@ -44,6 +45,7 @@ class Supervisor:
         self._job: dict[str, Any] = folder.read_job() or {}
         self._ladder = Ladder()
         self._peeker = Peeker()
+        self._log_clock = LogClock(folder)
         self._torchrun: subprocess.Popen[bytes] | None = None
         self._exit_code: int | None = None
         self._signals = 0  # so many came
@@ -188,7 +190,9 @@ class Supervisor:
         if not force and time.monotonic() < self._next_beat:
             return
         self._next_beat = time.monotonic() + _HEARTBEAT
-        self._attempt = max((logs.attempt for logs in rank_logs(self.folder)), default=0)
+        ranks = rank_logs(self.folder)
+        self._log_clock.look(ranks, last=self._state.ended)
+        self._attempt = max((logs.attempt for logs in ranks), default=0)
         state = {
             "state": self._state,
             "t": self._since,

@@ -10,12 +10,37 @@ from collie.jobs._logs import LogTail, rank_logs
 from collie.jobs._reader import RunReader
 from collie.jobs._status import Status
 from collie.jobs._summary import display_name
+from collie.jobs.cli._command import Commands
 from collie.jobs.cli._exit import EXIT_CODES
 from collie.jobs.cli._printers import JsonPrinter, Printer, TextPrinter
 
 _INTERVAL = 0.2  # seconds between two looks
 _STEP_INTERVAL = 2.0  # seconds between two lines about steps
 _SAMPLES = 3  # decoded texts shown of one evaluation
+
+
+def add(commands: Commands) -> None:
+    """Tell the parser of it."""
+    run = commands.add(
+        "run",
+        run_command,
+        help="start a script under torchrun as a job of its own, and follow it",
+        description="Start SCRIPT under torchrun as a job that outlives this terminal, and follow it: the output of "
+        "rank 0, steps, evaluations. Ctrl-C leaves the job running. The command line is kept in the run's job.json, "
+        "which only you can read (with --group-readable your group too): give secrets in the environment instead.",
+        epilog="exit status: 0 the job finished, 1 it failed, 3 it was stopped, 4 it was lost, 130 it was left running",
+    )
+    run.add_argument("--nproc", type=int, metavar="N", help="number of ranks; by default one a GPU, or 1")
+    run.add_argument("--name", help="what to call the run; by default the script's name")
+    run.add_argument("--python", metavar="PATH", help="the Python that has torch; by default the one of collie-tui")
+    run.add_argument("--detach", action="store_true", help="start the job and return at once")
+    run.add_argument(
+        "--group-readable", action="store_true", help="let your group read the run, but never ask anything of it"
+    )
+    run.add_argument("--json", action="store_true", help="print one JSON object a line")
+    run.add_argument("script", metavar="SCRIPT", help="path of a Python script")
+    rest = run.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments of the script")
+    rest.required = False  # or a missing SCRIPT would be told as a missing ARGS too
 
 
 def run_command(options: argparse.Namespace) -> int:
