@@ -3,12 +3,27 @@
 import argparse
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from collie.events import Alert, Bye, Checkpoint, Eval, EventWriter, Hello, RunFolder, Sample, Step
+import psutil
+
+from collie.events import (
+    Alert,
+    Bye,
+    Checkpoint,
+    Eval,
+    EventWriter,
+    Hello,
+    RunFolder,
+    Sample,
+    Step,
+    asked_to_resume,
+    current_attempt,
+)
 
 
 def main() -> int:
@@ -20,6 +35,8 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=1, help="the rank that something happens to")
     parser.add_argument("--deaf", action="store_true", help="reads no requests")
     parser.add_argument("--stubborn", action="store_true", help="ignores TERM")
+    parser.add_argument("--save-at", type=int, default=-1)
+    parser.add_argument("--truthful", action="store_true", help="says hello as the process that it is")
     parser.add_argument("--evaluators", type=int, default=2)
     parser.add_argument("--full", action="store_true", help="has no room for checkpoints")
     parser.add_argument("--silent", action="store_true", help="writes no events")
@@ -36,21 +53,26 @@ def main() -> int:
         time.sleep(options.seconds)
         return 0
     run = RunFolder(Path(os.environ["COLLIE_RUN_DIR"]))
-    with EventWriter(run.events, rank) as events:
+    with EventWriter(run.events, rank, current_attempt()) as events:
         sizes = {"dp": rank, "tp": 0, "pp": 0, "dp_size": world, "tp_size": 1, "pp_size": 1}
-        events.write(Hello("here", os.getpid(), None, world, **sizes, device="cpu", versions={}))
+        host, start = (socket.gethostname(), psutil.Process().create_time()) if options.truthful else ("here", None)
+        events.write(Hello(host, os.getpid(), start, world, **sizes, device="cpu", versions={}))
+        if rank == 0 and asked_to_resume():
+            print(f"resumed: {asked_to_resume()}", flush=True)
         return _train(options, rank, run, events)
 
 
 def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: EventWriter) -> int:
-    flag = run.path / "stop-after"
+    flag = run.path / f"stop-after-{current_attempt()}"
     for step in range(options.steps):  # the index of a step, as the Trainer counts
         time.sleep(options.seconds)
         events.write(
             Step(3.0 / (step + 1), 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30),
             step=step,
         )
-        if rank == options.rank and step + 1 == options.fail_at:
+        if rank == 0 and step + 1 == options.save_at:
+            events.write(Checkpoint(f"/checkpoints/step-{step + 1}", 0.5), step=step)
+        if rank == options.rank and step + 1 == options.fail_at and not asked_to_resume():
             try:
                 raise ValueError("the loss is nan at lr=0.1; use a smaller lr")
             except ValueError as error:

@@ -46,10 +46,18 @@ class RankLogs:
 
 
 def rank_logs(run: RunFolder) -> list[RankLogs]:
-    """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/."""
+    """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/.
+
+    A run that was resumed has one such folder for each time; what belongs to earlier ones is left out.
+    """
     ranks: list[RankLogs] = []
     with contextlib.suppress(OSError):  # gone since, or not ours to read
-        attempts = [folder for folder in Path(run.logs).glob("*/attempt_*") if folder.is_dir()]
+        earlier = (run.read_job() or {}).get("earlier_logs") or ()
+        attempts = [
+            folder
+            for folder in Path(run.logs).glob("*/attempt_*")
+            if folder.is_dir() and folder.parent.name not in earlier
+        ]
         newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)), default=None)
         if newest is not None:
             ranks = [

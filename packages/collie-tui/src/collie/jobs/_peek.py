@@ -48,6 +48,7 @@ def _read_ends(path: Path, size: int) -> RankView:
     """The greeting at the head, then the lines of a block at the end that is grown until a step is in it."""
     with path.open("rb") as file:
         head = file.readline(_HEAD)
+        size = max(size, len(head))  # it may have been written after its size was asked for
         block = _FIRST_BLOCK
         while True:
             start = max(len(head), size - block)

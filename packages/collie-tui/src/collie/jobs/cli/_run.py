@@ -5,6 +5,7 @@ import sys
 import time
 
 from collie.events import Alert, Checkpoint, Eval, Record, RunFolder, Sample, Step
+from collie.jobs._fields import whole_of
 from collie.jobs._launch import start
 from collie.jobs._logs import LogTail, rank_logs
 from collie.jobs._reader import RunReader
@@ -43,9 +44,14 @@ def add(commands: Commands) -> None:
     rest.required = False  # or a missing SCRIPT would be told as a missing ARGS too
 
 
+def printer_for(options: argparse.Namespace) -> Printer:
+    """Lines for people, or JSON for programs."""
+    return JsonPrinter() if options.json else TextPrinter()
+
+
 def run_command(options: argparse.Namespace) -> int:
     """Start the job; follow it to its end unless asked not to. Returns what the job's end means as exit status."""
-    printer: Printer = JsonPrinter() if options.json else TextPrinter()
+    printer = printer_for(options)
     try:
         run = start(
             options.script,
@@ -61,14 +67,17 @@ def run_command(options: argparse.Namespace) -> int:
             "\ncollie-tui: interrupted while the job was starting: it was ended, nothing of it runs.", file=sys.stderr
         )
         return EXIT_CODES["left"]
-    job = run.read_job() or {}
-    printer.started(run, job)
-    if options.detach:
+    return follow(run, printer, detach=options.detach)
+
+
+def follow(run: RunFolder, printer: Printer, *, detach: bool) -> int:
+    """Follow a job that was started just now, or leave it; returns what its end means as exit status."""
+    printer.started(run, run.read_job() or {})
+    if detach:
         printer.left(run)
         return 0
-    follower = Follower(run, printer)
     try:
-        status = follower.follow()
+        status = Follower(run, printer).follow()
     except KeyboardInterrupt:
         printer.left(run)
         return EXIT_CODES["left"]
@@ -82,6 +91,7 @@ class Follower:
         self.run = run
         self.printer = printer
         self._reader = RunReader(run)
+        self._attempt = whole_of((run.read_job() or {}).get("attempt")) or 0  # earlier ones were told before
         self._output: dict[str, LogTail] = {}
         self._lead: int | None = None  # the rank whose steps are told: the first that knows the loss
         self._waiting: Record | None = None
@@ -110,7 +120,8 @@ class Follower:
         self._relay_output()
         records = self._reader.refresh()
         for record in records:
-            self._tell(record)
+            if record.attempt >= self._attempt:
+                self._tell(record)
         if self._waiting is not None and time.monotonic() >= self._next_step:
             self._tell_waiting()
         return self._reader.view().behind
