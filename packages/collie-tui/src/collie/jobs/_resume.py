@@ -1,6 +1,7 @@
 """Another attempt of a run that has ended: the same command in the same folder, from its last checkpoint."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from collie.interfaces import ConfigError
 from collie.jobs._fields import text_of, whole_of
 from collie.jobs._leave import begin
 from collie.jobs._peek import Peeker, rank_and_attempt
+from collie.jobs._process import Identity
 from collie.jobs._state import State
 from collie.jobs._status import anyone_may_listen, status
 
 _OF_AN_ATTEMPT = ("exit.json", "stop.json")
+_LAST_WORD = 30.0  # seconds
 HIDDEN = "<hidden>"
 """What stands in job.json for a value that may open doors."""
 
@@ -48,6 +51,7 @@ def resume(run: RunFolder, *, anew: bool = False) -> None:
         raise ConfigError(
             f"{run.id} has told of no checkpoint to go on from: begin anew (--anew), or start another run."
         )
+    _await_end_of(job)
     attempt = 1 + max([whole_of(job.get("attempt")) or 0, *(rank_and_attempt(path)[1] for path in run.event_files())])
     for name in _OF_AN_ATTEMPT:  # how the last attempt ended stays on record
         if (run.path / name).exists():
@@ -80,6 +84,16 @@ def _check(run: RunFolder, job: dict[str, Any]) -> None:
             f"{run.id} was started without collie-tui, which does not know how: start it yourself, with "
             "Trainer.train(resume=…)."
         )
+
+
+def _await_end_of(job: dict[str, Any]) -> None:
+    """A supervisor has a last word in state.json after the job's end was recorded: it must not come after ours."""
+    supervisor = Identity.from_dict(job.get("supervisor"))
+    deadline = time.monotonic() + _LAST_WORD
+    while supervisor is not None and supervisor.is_alive():
+        if time.monotonic() >= deadline:
+            raise ConfigError(f"the supervisor of the last attempt (process {supervisor.pid}) has not ended yet.")
+        time.sleep(0.02)
 
 
 def _with_logs_in(run: RunFolder, argv: Sequence[Any]) -> list[str]:
