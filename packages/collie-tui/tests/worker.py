@@ -1,6 +1,7 @@
 """A rank that trains nothing, and tells of it as the Trainer does: hello, steps, an evaluation, and requests heard."""
 
 import argparse
+import math
 import os
 import signal
 import socket
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--rank", type=int, default=1, help="the rank that something happens to")
     parser.add_argument("--deaf", action="store_true", help="reads no requests")
     parser.add_argument("--stubborn", action="store_true", help="ignores TERM")
+    parser.add_argument("--nan-at", type=int, default=-1)
     parser.add_argument("--save-at", type=int, default=-1)
     parser.add_argument("--truthful", action="store_true", help="says hello as the process that it is")
     parser.add_argument("--evaluators", type=int, default=2)
@@ -66,8 +68,9 @@ def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: Event
     flag = run.path / f"stop-after-{current_attempt()}"
     for step in range(options.steps):  # the index of a step, as the Trainer counts
         time.sleep(options.seconds)
+        loss = math.nan if step + 1 == options.nan_at else 3.0 / (step + 1)
         events.write(
-            Step(3.0 / (step + 1), 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30),
+            Step(loss, 1e-3, 100, options.seconds, total=options.steps, grad_norm=0.5, memory=2**30),
             step=step,
         )
         if rank == 0 and step + 1 == options.save_at:

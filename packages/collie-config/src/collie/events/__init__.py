@@ -1,6 +1,6 @@
 """What a run writes down and what a dashboard reads: event kinds, files, and the run folder. Standard library only."""
 
-from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Prompt, Sample, Step
+from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Phase, Prompt, Sample, Step
 from collie.events._reader import EventReader
 from collie.events._record import VERSION, Record, decode, encode
 from collie.events._run import (
@@ -31,6 +31,7 @@ __all__ = [
     "Log",
     "Metric",
     "NullWriter",
+    "Phase",
     "Prompt",
     "Record",
     "Request",

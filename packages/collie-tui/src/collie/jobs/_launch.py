@@ -67,6 +67,7 @@ def start(
     python: str | None = None,
     launcher: Sequence[str] | None = None,
     group_readable: bool = False,
+    notify: str = "",
 ) -> RunFolder:
     """Start `script` under torchrun with a supervisor of its own, which outlives this process and its terminal.
 
@@ -80,6 +81,8 @@ def start(
         cwd: the job's working directory, by default ours.
         python: the Python that has torch, by default this one.
         launcher: a command in torchrun's place that understands its flags.
+        notify: a shell command that gets a JSON object on its standard input when the job has finished, failed or
+            stalled, and for each alert.
         group_readable: whether the group may read the run (never its control folder); by default only its user.
 
     Returns:
@@ -111,6 +114,7 @@ def start(
         "env": _environment_difference(environment, env or {}),
         "created": time.time(),
         "managed": True,
+        "notify": notify,
         "supervisor": None,
         "git": git,
     }

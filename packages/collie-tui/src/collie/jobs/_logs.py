@@ -15,6 +15,11 @@ TORCHRUN_LOG = "torchrun.log"
 SUPERVISOR_LOG = "supervisor.log"
 """What the supervisor prints, in a run's logs folder; empty unless something went wrong."""
 
+EARLIER = "earlier-"
+"""How the names of log folders begin that are of a time before the run was resumed."""
+NOTIFY_LOG = "notify.log"
+"""What the user's own command prints that is told how the job fares."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankLogs:
@@ -48,15 +53,14 @@ class RankLogs:
 def rank_logs(run: RunFolder) -> list[RankLogs]:
     """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/.
 
-    A run that was resumed has one such folder for each time; what belongs to earlier ones is left out.
+    Of a run that was resumed they are those of the last time.
     """
     ranks: list[RankLogs] = []
     with contextlib.suppress(OSError):  # gone since, or not ours to read
-        earlier = (run.read_job() or {}).get("earlier_logs") or ()
         attempts = [
             folder
             for folder in Path(run.logs).glob("*/attempt_*")
-            if folder.is_dir() and folder.parent.name not in earlier
+            if folder.is_dir() and not folder.parent.name.startswith(EARLIER)
         ]
         newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)), default=None)
         if newest is not None:

@@ -10,6 +10,7 @@ from collie.events import Checkpoint, EventReader, RunFolder
 from collie.interfaces import ConfigError
 from collie.jobs._fields import text_of, whole_of
 from collie.jobs._leave import begin
+from collie.jobs._logs import EARLIER
 from collie.jobs._peek import Peeker, rank_and_attempt
 from collie.jobs._process import Identity
 from collie.jobs._state import State
@@ -56,6 +57,9 @@ def resume(run: RunFolder, *, anew: bool = False) -> None:
     for name in _OF_AN_ATTEMPT:  # how the last attempt ended stays on record
         if (run.path / name).exists():
             (run.path / name).replace(run.path / f"{Path(name).stem}.a{attempt - 1}.json")
+    for folder in list(run.logs.iterdir()):
+        if folder.is_dir() and not folder.name.startswith(EARLIER):
+            folder.rename(run.logs / f"{EARLIER}a{attempt - 1}-{folder.name}")
     for request in run.pending():
         run.resolve(request.id)
     recorded = {name: text_of(value) for name, value in (job.get("env") or {}).items() if value != HIDDEN}
@@ -64,7 +68,6 @@ def resume(run: RunFolder, *, anew: bool = False) -> None:
         "argv": _with_logs_in(run, job["argv"]),
         "attempt": attempt,
         "resume": None if anew else "auto",
-        "earlier_logs": sorted(folder.name for folder in run.logs.iterdir() if folder.is_dir()),
         "supervisor": None,
     }
     begin(run, again, {**os.environ, **recorded})

@@ -10,20 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from collie.events import RunFolder
+from collie.events import Alert, RunFolder
 from collie.jobs._children import Children, Started
+from collie.jobs._fields import text_of
 from collie.jobs._log_times import LogClock
-from collie.jobs._logs import TORCHRUN_LOG, log_mode, open_to_group, rank_logs
+from collie.jobs._logs import NOTIFY_LOG, TORCHRUN_LOG, log_mode, open_to_group, rank_logs
+from collie.jobs._notify import Notifier
 from collie.jobs._order import Ladder, Means, Rung, StopOrder
 from collie.jobs._outcome import outcome_of
 from collie.jobs._peek import Peeker
 from collie.jobs._process import Identity, become_subreaper
 from collie.jobs._state import State
+from collie.jobs._summary import display_name
+from collie.jobs._watch import Watch
 
 _TICK = 0.25  # seconds between two looks at orders and ranks; the end of a child is seen at once
 _HEARTBEAT = 1.0  # seconds
 _ORPHAN_GRACE = 10.0  # seconds between TERM and KILL for what torchrun left behind
 _RECORD_TRIES = 30  # one a second: a disk that is full now may have room in a moment
+_AT_WORK = (State.RUNNING, State.EVALUATING, State.SAVING, State.STALLED)
 _SIGNALS_MEAN = (Means.STEP, Means.TERM, Means.KILL)
 
 
@@ -49,6 +54,8 @@ class Supervisor:
         self._ladder = Ladder()
         self._peeker = Peeker()
         self._log_clock = LogClock(folder)
+        self._watch = Watch(folder, self._alarm)
+        self._notifier = Notifier(text_of(self._job.get("notify")), Path(folder.logs) / NOTIFY_LOG)
         self._signals = 0  # so many came
         self._heard = 0  # so many were acted on
         self._state = State.STARTING if found is None else State.RUNNING
@@ -110,6 +117,7 @@ class Supervisor:
         self._hear_orders()
         self._climb(children)
         self._observe()
+        self._notifier.look()
         self._beat()
         return ended
 
@@ -154,12 +162,27 @@ class Supervisor:
 
     def _observe(self) -> None:
         """The job runs as soon as its workers do; what they say about it comes later, or never."""
-        if self._state not in (State.STARTING, State.RUNNING) or (self._state is State.RUNNING and not self._message):
+        seen = self._watch.look()
+        if self._state not in (State.STARTING, *_AT_WORK):  # a stop is what it is, whatever the ranks do meanwhile
             return
-        if self.folder.event_files():
-            self._enter(State.RUNNING, "")
-        elif self._state is State.STARTING and rank_logs(self.folder):
+        if seen is not None:
+            state, self._message = seen
+            if state is not self._state:
+                self._enter(state, self._message)
+                if state is State.STALLED:
+                    self._notify(str(state), self._message)
+        elif self._state is State.STARTING and not self.folder.event_files() and rank_logs(self.folder):
             self._enter(State.RUNNING, "no events yet: the script is loading, or it writes none")
+
+    def _alarm(self, alert: Alert) -> None:
+        self._notify("alert", alert.message, code=alert.code, level=alert.level)
+
+    def _notify(self, kind: str, message: str, **more: str) -> None:
+        """Tell the user's command, if there is one."""
+        name = display_name(self.folder.id)
+        self._notifier.tell(
+            kind=kind, run=self.folder.id, name=name, path=str(self.folder.path), message=message, t=time.time(), **more
+        )
 
     def _enter(self, state: State, message: str) -> None:
         if state is not self._state:
@@ -203,12 +226,16 @@ class Supervisor:
     def _left_after(self, children: Children, seconds: float) -> list[int]:
         """Wait up to `seconds` for all processes to end; returns those that have not."""
         deadline = time.monotonic() + seconds
-        while left := children.left():
+        while left := self._of_the_job(children):
             if time.monotonic() >= deadline:
                 return left
             self._tick(children, 0.05)
         children.ended()  # collects what has ended last
         return []
+
+    def _of_the_job(self, children: Children) -> list[int]:
+        left = children.left()
+        return sorted({*left} - self._notifier.own(left))
 
     def _record(self, outcome: dict[str, Any]) -> None:
         """Write exit.json, then the last state; requests that nobody will answer now are taken away."""
@@ -226,3 +253,6 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self.folder.resolve(request.id)
         self._enter(State(outcome["outcome"]), outcome["message"])
+        if self._state in (State.FINISHED, State.FAILED):
+            self._notify(str(self._state), outcome["message"])
+        self._notifier.settle()

@@ -3,11 +3,11 @@
 import argparse
 
 from collie.jobs._adopt import adopt
+from collie.jobs._json import to_json
 from collie.jobs._resume import last_checkpoint, resume
 from collie.jobs._summary import summary
 from collie.jobs.cli._command import Commands, chosen_run
 from collie.jobs.cli._exit import EXIT_CODES
-from collie.jobs.cli._json import to_json
 from collie.jobs.cli._run import follow, printer_for
 
 

@@ -7,10 +7,10 @@ import sys
 from collie.events import Checkpoint, Eval, Record
 from collie.jobs._answers import Asked, NoAnswer, ask
 from collie.jobs._format import format_bytes, format_duration, format_number
+from collie.jobs._json import to_json
 from collie.jobs._rank import finished
 from collie.jobs.cli._command import Commands, Handler, chosen_run
 from collie.jobs.cli._exit import EXIT_CODES
-from collie.jobs.cli._json import to_json
 
 _ABOUT = {
     "checkpoint": "save a checkpoint after the step that the run is in",

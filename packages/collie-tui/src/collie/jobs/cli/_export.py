@@ -12,10 +12,10 @@ from typing import Any, TextIO
 from collie.events import Alert, Checkpoint, Eval, EventReader, Metric, Record, RunFolder, Sample, Step
 from collie.interfaces import ConfigError
 from collie.jobs._fields import plain_record
+from collie.jobs._json import to_json
 from collie.jobs._peek import rank_and_attempt
 from collie.jobs._rank import finished
 from collie.jobs.cli._command import Commands, chosen_run
-from collie.jobs.cli._json import to_json
 
 _KINDS = {
     "steps": Step,

@@ -7,9 +7,9 @@ import time
 from collie.jobs._control import ls
 from collie.jobs._fields import plain
 from collie.jobs._format import format_ago, format_count, format_duration, format_number, format_progress
+from collie.jobs._json import to_json
 from collie.jobs._summary import Summary
 from collie.jobs.cli._command import Commands
-from collie.jobs.cli._json import to_json
 from collie.jobs.cli._table import print_table
 
 _HEAD = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "LAST EVENT", "ID")

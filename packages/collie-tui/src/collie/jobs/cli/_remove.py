@@ -9,11 +9,11 @@ from collie.events import RunFolder
 from collie.interfaces import ConfigError
 from collie.jobs._control import find
 from collie.jobs._format import format_bytes
+from collie.jobs._json import to_json
 from collie.jobs._peek import Peeker
 from collie.jobs._state import State
 from collie.jobs._status import anyone_may_listen, status
 from collie.jobs.cli._command import Commands
-from collie.jobs.cli._json import to_json
 
 
 def add(commands: Commands) -> None:

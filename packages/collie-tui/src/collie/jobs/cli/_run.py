@@ -38,6 +38,12 @@ def add(commands: Commands) -> None:
     run.add_argument(
         "--group-readable", action="store_true", help="let your group read the run, but never ask anything of it"
     )
+    run.add_argument(
+        "--notify",
+        metavar="CMD",
+        default="",
+        help="a shell command that gets JSON on its input when the job finishes, fails, stalls or raises an alert",
+    )
     run.add_argument("--json", action="store_true", help="print one JSON object a line")
     run.add_argument("script", metavar="SCRIPT", help="path of a Python script")
     rest = run.add_argument("args", metavar="ARGS", nargs=argparse.REMAINDER, help="arguments of the script")
@@ -61,6 +67,7 @@ def run_command(options: argparse.Namespace) -> int:
             root=getattr(options, "runs", None),
             python=options.python,
             group_readable=options.group_readable,
+            notify=options.notify,
         )
     except KeyboardInterrupt:
         print(

@@ -15,11 +15,11 @@ from collie.jobs._format import (
     format_number,
     format_progress,
 )
+from collie.jobs._json import to_json
 from collie.jobs._rank import RankView
 from collie.jobs._reader import RunReader, RunView
 from collie.jobs.cli._command import Commands, chosen_run
 from collie.jobs.cli._exit import EXIT_CODES
-from collie.jobs.cli._json import to_json
 from collie.jobs.cli._table import print_table
 
 _HEAD = ("RANK", "HOST", "STEP", "STEP TIME", "TOK/S", "MEMORY", "LAST EVENT", "GOODBYE")

@@ -4,13 +4,13 @@ import argparse
 import sys
 
 from collie.jobs._control import asked_to_stop, stop, wait
+from collie.jobs._json import to_json
 from collie.jobs._order import Means
 from collie.jobs._state import State
 from collie.jobs._status import Status
 from collie.jobs._summary import Summary, summary
 from collie.jobs.cli._command import Commands, chosen_run
 from collie.jobs.cli._exit import EXIT_CODES
-from collie.jobs.cli._json import to_json
 
 
 def add(commands: Commands) -> None:

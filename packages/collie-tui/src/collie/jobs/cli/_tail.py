@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 from collie.interfaces import ConfigError
+from collie.jobs._json import to_json
 from collie.jobs._peek import Peeker
 from collie.jobs._status import status
 from collie.jobs._tail import STREAMS, Line, MergedTail
 from collie.jobs.cli._command import Commands, chosen_run
-from collie.jobs.cli._json import to_json
 
 _INTERVAL = 0.25  # seconds between two looks
 
