@@ -217,4 +217,5 @@ class OfOneRank:
 
 def all_detectors() -> list[Detector]:
     """One of each."""
-    return [*map(OfOneRank, (NotFinite(), Spike(), Plateau(), Slowdown())), Creep(), Straggler()]
+    of_one: list[Detector] = [NotFinite(), Spike(), Plateau(), Slowdown()]
+    return [*map(OfOneRank, of_one), Creep(), Straggler()]
