@@ -17,6 +17,7 @@ from collie.events import (
     Hello,
     Log,
     Metric,
+    Phase,
     Prompt,
     Record,
     Sample,
@@ -52,6 +53,7 @@ EVENTS: list[Event] = [
     Alert("warning", "events_dropped", "3 events were dropped."),
     Prompt("01764000003000000000-0a1b2c3d", "Hello", True),
     Bye("stopped", "Stopped after step 1: somebody asked."),
+    Phase("evaluating"),
 ]
 
 
@@ -59,9 +61,9 @@ def test_the_sample_is_read_as_it_was_meant():
     """Every line of the frozen file gives the event above and its envelope."""
     records = [decode(line) for line in SAMPLE]
     assert [repr(record.event) for record in records] == [repr(event) for event in EVENTS]  # repr: nan is not nan
-    assert [record.seq for record in records] == list(range(11))
+    assert [record.seq for record in records] == list(range(12))
     assert records[1] == Record("1.0", 1, 1764000001.25, 3, 1, 0, records[1].event)
-    assert [record.step for record in records] == [None, 0, 1, 1, 1, 1, None, 1, 1, 1, 1]
+    assert [record.step for record in records] == [None, 0, 1, 1, 1, 1, None, 1, 1, 1, 1, 1]
 
 
 def test_the_sample_is_written_as_it_stands():

@@ -3,10 +3,9 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,12 @@ import psutil
 import pytest
 
 from collie import jobs
-from collie.events import VERSION, Bye, Event, Hello, Record, RunFolder, Step, encode
+from collie.events import Bye, Event, RunFolder, Step
 
 _HERE = Path(__file__).parent
+sys.path.insert(0, str(_HERE))
+from run_files import hello, write_events  # noqa: E402 - beside this file, which --import-mode=importlib does not see
+
 LAUNCHER = [sys.executable, str(_HERE / "fake_torchrun.py")]
 WORKER = _HERE / "worker.py"
 
@@ -103,24 +105,6 @@ def slow_start(tmp_path: Path) -> dict[str, str]:
         "    os.read = lambda file, count: read(file, count) if count > 1 else time.sleep(600)\n"
     )
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
-
-
-def hello(rank: int = 0, world: int = 1, *, tp: int = 1, pid: int = 1, start: float | None = None) -> Hello:
-    """A greeting from this host."""
-    sizes = {"dp_size": world // tp, "tp_size": tp, "pp_size": 1}
-    return Hello(socket.gethostname(), pid, start, world, rank // tp, rank % tp, 0, **sizes, device="cpu", versions={})
-
-
-def write_events(
-    run: RunFolder, rank: int, events: Iterable[tuple[Event, int | None, float]], attempt: int = 0
-) -> Path:
-    """Append (event, step, seconds since the epoch) to a rank's file, as its writer would."""
-    path = run.events / f"rank-{rank:05d}.a{attempt}.jsonl"
-    first = path.read_text().count("\n") if path.exists() else 0
-    with path.open("a") as file:
-        for seq, (event, step, t) in enumerate(events, first):
-            file.write(encode(Record(VERSION, seq, t, rank, attempt, step, event)) + "\n")
-    return path
 
 
 @pytest.fixture

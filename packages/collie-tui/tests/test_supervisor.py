@@ -236,7 +236,7 @@ def test_a_living_supervisor_with_a_late_heartbeat_is_not_lost(launch, until):
 
 def test_a_late_start_leaves_nothing_behind(launch, until, slow_start, monkeypatch):
     """The error says that nothing of the job runs, so the supervisor and the ranks that it has started are ended."""
-    monkeypatch.setattr("collie.jobs._launch._START_TIMEOUT", 3.0)
+    monkeypatch.setattr("collie.jobs._leave._START_TIMEOUT", 3.0)
     with pytest.raises(jobs.LaunchError, match="did not start in 3 seconds and was ended"):
         launch(*ENDLESS, "--stubborn", env=slow_start)
     (run,) = list_runs()

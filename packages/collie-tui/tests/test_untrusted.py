@@ -10,8 +10,8 @@ from collie import jobs
 from collie.events import Alert, Bye, Checkpoint, Eval, Sample
 from collie.jobs import RunReader
 from collie.jobs._failure import first_failure
+from collie.jobs._json import to_json
 from collie.jobs.cli import main
-from collie.jobs.cli._json import to_json
 from collie.jobs.cli._printers import TextPrinter
 from collie.jobs.cli._run import Follower
 from collie.tui import Dashboard

@@ -1,6 +1,6 @@
 """What a run writes down and what a dashboard reads: event kinds, files, and the run folder. Standard library only."""
 
-from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Prompt, Sample, Step
+from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Phase, Prompt, Sample, Step
 from collie.events._reader import EventReader
 from collie.events._record import VERSION, Record, decode, encode
 from collie.events._run import (
@@ -8,6 +8,7 @@ from collie.events._run import (
     RUN_DIR_VARIABLE,
     Request,
     RunFolder,
+    asked_to_resume,
     current_attempt,
     current_run,
     list_runs,
@@ -30,12 +31,14 @@ __all__ = [
     "Log",
     "Metric",
     "NullWriter",
+    "Phase",
     "Prompt",
     "Record",
     "Request",
     "RunFolder",
     "Sample",
     "Step",
+    "asked_to_resume",
     "current_attempt",
     "current_run",
     "decode",

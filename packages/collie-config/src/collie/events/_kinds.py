@@ -167,6 +167,16 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """What the run does from now on, told by rank 0: a time without steps has its reason."""
+
+    kind: ClassVar[str] = "phase"
+
+    name: str
+    """training, evaluating or saving; a later version may know more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bye:
     """The last line of a file whose process ended in order."""
 
@@ -178,4 +188,4 @@ class Bye:
     """One sentence about it."""
 
 
-Event = Hello | Step | Metric | Eval | Sample | Log | Checkpoint | Alert | Prompt | Bye
+Event = Hello | Step | Metric | Eval | Sample | Log | Checkpoint | Alert | Prompt | Phase | Bye

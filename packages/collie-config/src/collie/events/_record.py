@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Prompt, Sample, Step
+from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Phase, Prompt, Sample, Step
 
 VERSION = "1.0"
 MAJOR = VERSION.partition(".")[0]
@@ -178,7 +178,7 @@ def _reader(hint: Any) -> _Reader:
 
 
 _CLASSES: dict[str, type[Event]] = {
-    cls.kind: cls for cls in (Hello, Step, Metric, Eval, Sample, Log, Checkpoint, Alert, Prompt, Bye)
+    cls.kind: cls for cls in (Hello, Step, Metric, Eval, Sample, Log, Checkpoint, Alert, Prompt, Phase, Bye)
 }
 
 

@@ -194,9 +194,22 @@ def current_run() -> RunFolder | None:
 
 
 def current_attempt() -> int:
-    """Return how often torchrun has restarted this job; 0 without torchrun."""
+    """Return how often this job has begun before: resumed as another attempt of its run, or restarted by torchrun."""
     count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    return int(count) if count.isdecimal() else 0
+    begun = _of_job("attempt")
+    return (begun if isinstance(begun, int) else 0) + (int(count) if count.isdecimal() else 0)
+
+
+def asked_to_resume() -> str | None:
+    """Return what the supervisor was told that this process's training is to go on from: a checkpoint, or "auto"."""
+    told = _of_job("resume")
+    return told if isinstance(told, str) else None
+
+
+def _of_job(name: str) -> Any:
+    """Return an entry of job.json of the run that a supervisor has made for this process."""
+    run = current_run()
+    return ((run.read_job() if run is not None else None) or {}).get(name)
 
 
 def _entries(folder: Path) -> list[Path]:

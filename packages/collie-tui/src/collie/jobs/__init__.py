@@ -1,5 +1,6 @@
 """Jobs that outlive the terminal they were started from: a supervisor process for each. No textual, no torch."""
 
+from collie.jobs._adopt import adopt
 from collie.jobs._control import asked_to_stop, find, ls, stop, wait
 from collie.jobs._format import (
     NOTHING,
@@ -11,12 +12,14 @@ from collie.jobs._format import (
     format_number,
     format_progress,
 )
-from collie.jobs._launch import LaunchError, gpu_count, start
+from collie.jobs._launch import gpu_count, start
+from collie.jobs._leave import LaunchError
 from collie.jobs._logs import LogTail, RankLogs, rank_logs
 from collie.jobs._order import Means
 from collie.jobs._peek import Peeker
 from collie.jobs._rank import Decoded, Evaluation, RankView, Warned
 from collie.jobs._reader import RunReader, RunView
+from collie.jobs._resume import last_checkpoint, resume
 from collie.jobs._series import Curve, Point, Series
 from collie.jobs._state import State
 from collie.jobs._status import Failure, Status, status
@@ -42,6 +45,7 @@ __all__ = [
     "Status",
     "Summary",
     "Warned",
+    "adopt",
     "asked_to_stop",
     "display_name",
     "find",
@@ -53,8 +57,10 @@ __all__ = [
     "format_number",
     "format_progress",
     "gpu_count",
+    "last_checkpoint",
     "ls",
     "rank_logs",
+    "resume",
     "start",
     "status",
     "stop",

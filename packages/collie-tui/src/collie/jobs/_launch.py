@@ -9,20 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from collie.events import RUN_DIR_VARIABLE, RunFolder
-from collie.interfaces import CollieError, ConfigError
-from collie.jobs._logs import SUPERVISOR_LOG, last_lines, log_mode
-from collie.jobs._process import end_session
-from collie.jobs._state import State
+from collie.events import RunFolder
+from collie.interfaces import ConfigError
+from collie.jobs._leave import begin
+from collie.jobs._resume import HIDDEN
 
-_START_TIMEOUT = 60.0  # seconds; a cold network file system may take long to import from
 # What can change how a job runs is written down; what can open doors is not.
 _RECORDED = ("CUDA_", "DS_", "HF_H", "NCCL_", "OMP_", "PYTORCH_", "PYTHON", "TORCH", "GLOO_", "COLLIE_")
 _SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD", "CREDENTIAL")
-
-
-class LaunchError(CollieError):
-    """A job could not be started; nothing of it runs."""
 
 
 def gpu_count() -> int:
@@ -73,6 +67,7 @@ def start(
     python: str | None = None,
     launcher: Sequence[str] | None = None,
     group_readable: bool = False,
+    notify: str = "",
 ) -> RunFolder:
     """Start `script` under torchrun with a supervisor of its own, which outlives this process and its terminal.
 
@@ -86,6 +81,8 @@ def start(
         cwd: the job's working directory, by default ours.
         python: the Python that has torch, by default this one.
         launcher: a command in torchrun's place that understands its flags.
+        notify: a shell command that gets a JSON object on its standard input when the job has finished, failed or
+            stalled, and for each alert.
         group_readable: whether the group may read the run (never its control folder); by default only its user.
 
     Returns:
@@ -103,10 +100,9 @@ def start(
     if launcher is None:
         _check_torch(python)
     nproc = nproc if nproc is not None else max(1, gpu_count())
-    environment = {**os.environ, **(env or {})}
+    environment, git = {**os.environ, **(env or {})}, _git_state(folder)
     run = RunFolder.create(root, name=name or Path(script).stem, group_readable=group_readable)
     run = RunFolder(Path(run.path).absolute())
-    environment[RUN_DIR_VARIABLE] = str(run.path)
     command = [*(launcher or torchrun(python)), *torchrun_flags(run, nproc), *_script_words(str(script), args)]
     job = {
         "argv": command,
@@ -118,23 +114,12 @@ def start(
         "env": _environment_difference(environment, env or {}),
         "created": time.time(),
         "managed": True,
+        "notify": notify,
         "supervisor": None,
+        "git": git,
     }
-    try:
-        run.write_job({**job, "git": _git_state(folder)})
-        _write_first_state(run)
-        _leave_supervisor(run, environment)
-    except KeyboardInterrupt:
-        _record_end(run, State.STOPPED, "stopped before it began: interrupted while it was starting")
-        raise
+    begin(run, job, environment)
     return run
-
-
-def _write_first_state(run: RunFolder) -> None:
-    now, message = time.time(), "the supervisor is starting"
-    run.write_state(
-        {"state": State.STARTING, "t": now, "heartbeat": now, "message": message, "torchrun_pid": None, "attempt": 0}
-    )
 
 
 def _script_words(script: str, args: Sequence[str]) -> list[str]:
@@ -172,8 +157,7 @@ def _environment_difference(environment: Mapping[str, str], added: Mapping[str, 
     """The variables that make this job differ from another of the same command, secrets hidden."""
     names = {name for name in environment if name.startswith(_RECORDED)} | set(added)
     return {
-        name: "<hidden>" if any(word in name.upper() for word in _SECRET) else environment[name]
-        for name in sorted(names)
+        name: HIDDEN if any(word in name.upper() for word in _SECRET) else environment[name] for name in sorted(names)
     }
 
 
@@ -190,47 +174,3 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "branch": branch, "changed": changed}
-
-
-def _leave_supervisor(run: RunFolder, environment: Mapping[str, str]) -> None:
-    """Run the small process that forks the supervisor off and ends when that has taken hold of the run.
-
-    Whatever goes wrong until then, nothing of the session stays behind: neither supervisor nor torchrun nor ranks.
-    """
-    log = Path(run.logs) / SUPERVISOR_LOG
-    try:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "wb") as output:
-            os.fchmod(output.fileno(), log_mode(run))
-            starter = subprocess.Popen(
-                [sys.executable, "-P", "-m", "collie.jobs._main", str(run.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=dict(environment),
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise _failed_launch(run, f"the supervisor did not start: {error}") from error
-    try:
-        code = starter.wait(_START_TIMEOUT)
-    except BaseException as error:
-        gone = end_session(starter.pid)
-        starter.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
-        left = "" if gone else f"; processes of session {starter.pid} could not be ended"
-        seconds = f"{_START_TIMEOUT:g} seconds"
-        raise _failed_launch(run, f"the supervisor did not start in {seconds} and was ended{left}") from error
-    if code:
-        lines = last_lines(log, 1)
-        raise _failed_launch(run, f"the supervisor did not start: {lines[0] if lines else f'see {log}'}")
-
-
-def _failed_launch(run: RunFolder, message: str) -> LaunchError:
-    _record_end(run, State.FAILED, message)
-    return LaunchError(message[0].upper() + message[1:])
-
-
-def _record_end(run: RunFolder, outcome: State, message: str) -> None:
-    run.write_exit({"outcome": outcome, "exit_code": None, "message": message, "t": time.time(), "first_failure": None})

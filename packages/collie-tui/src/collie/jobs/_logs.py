@@ -15,6 +15,11 @@ TORCHRUN_LOG = "torchrun.log"
 SUPERVISOR_LOG = "supervisor.log"
 """What the supervisor prints, in a run's logs folder; empty unless something went wrong."""
 
+EARLIER = "earlier-"
+"""How the names of log folders begin that are of a time before the run was resumed."""
+NOTIFY_LOG = "notify.log"
+"""What the user's own command prints that is told how the job fares."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankLogs:
@@ -46,10 +51,17 @@ class RankLogs:
 
 
 def rank_logs(run: RunFolder) -> list[RankLogs]:
-    """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/."""
+    """The ranks' logs of the newest attempt, by rank; torchrun lays them as <id>_<random>/attempt_<n>/<local rank>/.
+
+    Of a run that was resumed they are those of the last time.
+    """
     ranks: list[RankLogs] = []
     with contextlib.suppress(OSError):  # gone since, or not ours to read
-        attempts = [folder for folder in Path(run.logs).glob("*/attempt_*") if folder.is_dir()]
+        attempts = [
+            folder
+            for folder in Path(run.logs).glob("*/attempt_*")
+            if folder.is_dir() and not folder.parent.name.startswith(EARLIER)
+        ]
         newest = max(attempts, key=lambda folder: (folder.parent.stat().st_ctime, _number(folder.name)), default=None)
         if newest is not None:
             ranks = [
@@ -66,7 +78,7 @@ def _number(name: str) -> int:
     return int(digits) if digits.isdecimal() and len(digits) < 10 else -1
 
 
-def _at_rest(text: str) -> str:
+def at_rest(text: str) -> str:
     """A line as it looks at rest: after the last carriage return, without escape sequences and control characters."""
     return plain(text.rstrip("\r").rpartition("\r")[2]).expandtabs(8)
 
@@ -129,8 +141,8 @@ class LogTail:
         pieces = (self._rest + data).split(b"\n")
         # A progress bar rewrites its line for hours: only what stands after the last carriage return is kept.
         self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])
-        self.partial = _at_rest(self._rest.decode("utf-8", "replace"))
-        lines = [_at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
+        self.partial = at_rest(self._rest.decode("utf-8", "replace"))
+        lines = [at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
         self.lines_read += len(lines)
         return lines
 

@@ -1,4 +1,4 @@
-"""`python -m collie.jobs._main RUN`: forks the supervisor of a run off and ends with 0 once it has taken hold."""
+"""`python -m collie.jobs._main RUN [--adopt]`: forks a run's supervisor off, ends with 0 once it has taken hold."""
 
 import os
 import sys
@@ -6,10 +6,11 @@ import traceback
 from pathlib import Path
 
 from collie.events import RunFolder
+from collie.jobs._adopt import found_processes
 from collie.jobs._supervisor import Supervisor
 
 
-def main(path: str) -> int:
+def main(path: str, *, adopt: bool = False) -> int:
     """Fork twice removed from whoever asked: the supervisor has no parent that could take it along, and no terminal."""
     reading, writing = os.pipe()
     if os.fork():
@@ -23,7 +24,8 @@ def main(path: str) -> int:
 
     code = 1
     try:
-        code = Supervisor(RunFolder(Path(path)), ready).run()
+        run = RunFolder(Path(path))
+        code = Supervisor(run, ready, found_processes(run) if adopt else None).run()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -33,4 +35,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], adopt="--adopt" in sys.argv[2:]))

@@ -13,8 +13,9 @@ from collie.jobs._state import State
 from collie.jobs._status import Failure
 
 
-def outcome_of(run: RunFolder, exit_code: int, ladder: Ladder) -> dict[str, Any]:
-    """What to write into exit.json for a job whose torchrun ended with `exit_code`, but for the time."""
+def outcome_of(run: RunFolder, exit_code: int | None, ladder: Ladder) -> dict[str, Any]:
+    """What to write into exit.json for a job whose torchrun ended with `exit_code` (None: nobody was told), but for the
+    time."""
     ranks = Peeker().ranks(run)
     state = _judge(ranks, exit_code, ladder)
     failure: Failure | None = None
@@ -36,9 +37,11 @@ def outcome_of(run: RunFolder, exit_code: int, ladder: Ladder) -> dict[str, Any]
     }
 
 
-def _judge(ranks: Sequence[RankView], exit_code: int, ladder: Ladder) -> State:
+def _judge(ranks: Sequence[RankView], exit_code: int | None, ladder: Ladder) -> State:
     goodbyes = {rank.outcome for rank in ranks}
     order = ladder.order
+    if exit_code is None and goodbyes == {"finished"}:
+        return State.FINISHED
     if exit_code == 0:
         asked = "stopped" in goodbyes or (order is not None and "finished" not in goodbyes)
         return State.STOPPED if asked else State.FINISHED

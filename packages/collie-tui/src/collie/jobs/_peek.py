@@ -26,11 +26,11 @@ class Peeker:
         self._seen: dict[Path, tuple[int, RankView]] = {}
 
     def ranks(self, run: RunFolder) -> tuple[RankView, ...]:
-        """One view a rank, of its newest attempt, by rank."""
-        newest: dict[int, Path] = {}
-        for path in run.event_files():
-            newest[rank_and_attempt(path)[0]] = path  # sorted by rank, then attempt
-        return tuple(view for path in newest.values() if (view := self._look(path)) is not None)
+        """One view a rank, of the run's newest attempt, by rank."""
+        files = run.event_files()
+        newest = max((rank_and_attempt(path)[1] for path in files), default=0)
+        views = (self._look(path) for path in files if rank_and_attempt(path)[1] == newest)
+        return tuple(view for view in views if view is not None)
 
     def _look(self, path: Path) -> RankView | None:
         try:
@@ -48,6 +48,7 @@ def _read_ends(path: Path, size: int) -> RankView:
     """The greeting at the head, then the lines of a block at the end that is grown until a step is in it."""
     with path.open("rb") as file:
         head = file.readline(_HEAD)
+        size = max(size, len(head))  # it may have been written after its size was asked for
         block = _FIRST_BLOCK
         while True:
             start = max(len(head), size - block)

@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from collie.events import Alert, Bye, Checkpoint, Eval, Hello, Record, Sample, Step
+from collie.events import Alert, Bye, Checkpoint, Eval, Hello, Phase, Record, Sample, Step
 
 _WINDOW = 16  # steps over which speed is measured
 _SAMPLES = 64
@@ -58,6 +58,11 @@ class Warned:
     t: float
 
 
+def warned(record: Record, alert: Alert) -> Warned:
+    """An alert with what its record says of it."""
+    return Warned(alert.level, alert.code, alert.message, record.rank, finished(record.step), record.t)
+
+
 @dataclass(frozen=True, slots=True)
 class RankView:
     """One rank at one moment; None where the rank has not said it.
@@ -72,6 +77,7 @@ class RankView:
         t: seconds since the epoch of the last event.
         outcome: how the rank said goodbye: finished, stopped or failed.
         message: what it said with it.
+        phase: what it said it does: "training", "evaluating", "saving"; "" where it says nothing of the kind.
     """
 
     rank: int
@@ -94,6 +100,7 @@ class RankView:
     t: float | None = None
     outcome: str | None = None
     message: str = ""
+    phase: str = ""
 
 
 class RankState:
@@ -111,6 +118,7 @@ class RankState:
         self.checkpoint: tuple[float, int | None] | None = None
         self.alerts: deque[Warned] = deque(maxlen=8)
         self.t: float | None = None
+        self.phase = ""
         self._view: RankView | None = None
 
     def add(self, record: Record) -> None:
@@ -134,7 +142,9 @@ class RankState:
             case Checkpoint():
                 self.checkpoint = (record.t, step)
             case Alert():
-                self.alerts.append(Warned(event.level, event.code, event.message, record.rank, step, record.t))
+                self.alerts.append(warned(record, event))
+            case Phase():
+                self.phase = event.name
             case Bye():
                 self.bye, self.bye_t = event, record.t
             case _:
@@ -175,6 +185,7 @@ class RankState:
             t=self.t,
             outcome=bye.outcome if bye else None,
             message=bye.message if bye else "",
+            phase=self.phase,
         )
 
     def _tokens_a_gpu_second(self) -> float | None:

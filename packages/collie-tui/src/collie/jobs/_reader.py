@@ -1,16 +1,19 @@
 """Follows one run: all its events, read once, put together into an immutable view."""
 
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from collie.events import Eval, EventReader, Record, RunFolder, Step
+from collie.events import Alert, Eval, EventReader, Record, RunFolder, Step
 from collie.jobs._fields import plain_record
 from collie.jobs._peek import rank_and_attempt
-from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned, finished
+from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned, finished, warned
 from collie.jobs._series import Curve, Series
 from collie.jobs._summary import Summary, summarise
 
 _RECORDS_A_REFRESH = 20_000
+ALERTS = "alerts.jsonl"
+"""What the supervisor alarms of, in a run's folder: event records, like the ranks' own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class RunView:
 
     Attributes:
         summary: the line about it.
-        ranks: by rank, each of its newest attempt.
+        ranks: by rank, those of the run's newest attempt.
         loss: loss over the number of finished steps, as the first rank that knows it tells it.
         evaluations: the last one of each evaluator, oldest first.
         samples: texts of the last evaluation.
@@ -54,6 +57,8 @@ class RunReader:
         self._evaluated_at: dict[int, None] = {}
         self._behind = False
         self._uncountable = 0
+        self._alarms = EventReader(run.path / ALERTS)
+        self._alerts: deque[Warned] = deque(maxlen=32)
 
     def refresh(self, limit: int = _RECORDS_A_REFRESH) -> list[Record]:
         """Take in at most about `limit` new events and return them, rank by rank, their texts made plain."""
@@ -72,6 +77,10 @@ class RunReader:
                     self._uncountable += 1
                     continue
                 self._take(key, record)
+                fresh.append(record)
+        for record in filter(None, map(plain_record, self._alarms.read(share))):
+            if isinstance(record.event, Alert):
+                self._alerts.append(warned(record, record.event))
                 fresh.append(record)
         return fresh
 
@@ -93,12 +102,11 @@ class RunReader:
 
     def view(self) -> RunView:
         """The run as far as it has been read, with its state judged now."""
-        newest: dict[int, RankState] = {}
-        for (rank, _), state in sorted(self._states.items()):
-            newest[rank] = state
-        states = list(newest.values())
+        newest = max((attempt for _, attempt in self._states), default=0)
+        states = [state for (_, attempt), state in sorted(self._states.items()) if attempt == newest]
         ranks = tuple(state.view() for state in states)
         evaluations = [evaluation for state in states for evaluation in state.evaluations.values()]
+        alerts = [*self._alerts, *(alert for state in states for alert in state.alerts)]
         checkpoints = [state.checkpoint for state in self._states.values() if state.checkpoint is not None]
         return RunView(
             summary=summarise(self.run, ranks),
@@ -108,7 +116,7 @@ class RunReader:
             samples=_last_samples(states),
             evaluated_at=tuple(self._evaluated_at),
             checkpoint=max(checkpoints, key=lambda checkpoint: checkpoint[0], default=None),
-            alerts=tuple(sorted((alert for state in states for alert in state.alerts), key=lambda alert: alert.t)),
+            alerts=tuple(sorted(alerts, key=lambda alert: alert.t)),
             behind=self._behind,
             lost_events=self._uncountable + sum(reader.gaps + reader.bad_lines for reader in self._readers.values()),
         )

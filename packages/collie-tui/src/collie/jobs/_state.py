@@ -8,6 +8,9 @@ class State(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    STALLED = "stalled"
     STOPPING = "stopping"
     STOPPED = "stopped"
     FINISHED = "finished"

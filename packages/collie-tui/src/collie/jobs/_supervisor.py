@@ -1,29 +1,34 @@
 """The process that looks after one job: starts torchrun, keeps its state true, stops it, and records how it ended."""
 
 import contextlib
-import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from collie.events import RunFolder
-from collie.jobs._logs import TORCHRUN_LOG, log_mode, open_to_group, rank_logs
+from collie.events import Alert, RunFolder
+from collie.jobs._children import Children, Started
+from collie.jobs._fields import text_of
+from collie.jobs._log_times import LogClock
+from collie.jobs._logs import NOTIFY_LOG, TORCHRUN_LOG, log_mode, open_to_group, rank_logs
+from collie.jobs._notify import Notifier
 from collie.jobs._order import Ladder, Means, Rung, StopOrder
 from collie.jobs._outcome import outcome_of
 from collie.jobs._peek import Peeker
-from collie.jobs._process import Identity, become_subreaper, descendants, reap, signal_groups
+from collie.jobs._process import Identity, become_subreaper
 from collie.jobs._state import State
+from collie.jobs._summary import display_name
+from collie.jobs._watch import Watch
 
 _TICK = 0.25  # seconds between two looks at orders and ranks; the end of a child is seen at once
 _HEARTBEAT = 1.0  # seconds
 _ORPHAN_GRACE = 10.0  # seconds between TERM and KILL for what torchrun left behind
 _RECORD_TRIES = 30  # one a second: a disk that is full now may have room in a moment
+_AT_WORK = (State.RUNNING, State.EVALUATING, State.SAVING, State.STALLED)
 _SIGNALS_MEAN = (Means.STEP, Means.TERM, Means.KILL)
 
 
@@ -36,21 +41,26 @@ class Supervisor:
     Args:
         folder: the run's folder.
         ready: called once when the supervisor has taken hold of the run.
+        found: processes of the job that run already; None means that it is to be started.
     """
 
-    def __init__(self, folder: RunFolder, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: RunFolder, ready: Callable[[], None] = lambda: None, found: Children | None = None
+    ) -> None:
         self.folder = folder
         self._ready = ready
+        self._children = found
         self._job: dict[str, Any] = folder.read_job() or {}
         self._ladder = Ladder()
         self._peeker = Peeker()
-        self._torchrun: subprocess.Popen[bytes] | None = None
-        self._exit_code: int | None = None
+        self._log_clock = LogClock(folder)
+        self._watch = Watch(folder, self._alarm)
+        self._notifier = Notifier(text_of(self._job.get("notify")), Path(folder.logs) / NOTIFY_LOG)
         self._signals = 0  # so many came
         self._heard = 0  # so many were acted on
-        self._state = State.STARTING
+        self._state = State.STARTING if found is None else State.RUNNING
         self._since = time.time()
-        self._message = "torchrun is starting"
+        self._message = "torchrun is starting" if found is None else "found running"
         self._attempt = 0
         self._next_beat = 0.0
         self._wake: socket.socket | None = None
@@ -63,14 +73,17 @@ class Supervisor:
         self.folder.write_job(self._job)
         self._beat(force=True)
         self._ready()
-        problem = self._launch()
-        if problem:
-            self._record({"outcome": State.FAILED, "exit_code": None, "message": problem, "first_failure": None})
-            return 0
-        while self._exit_code is None:
-            self._tick()
-        self._end_orphans()
-        self._record(outcome_of(self.folder, self._exit_code, self._ladder))
+        if self._children is None:
+            try:
+                self._children = self._launch()
+            except (OSError, ValueError, IndexError) as error:
+                problem = f"torchrun did not start: {error}"
+                self._record({"outcome": State.FAILED, "exit_code": None, "message": problem, "first_failure": None})
+                return 0
+        while not self._tick(self._children):
+            pass
+        self._end_orphans(self._children)
+        self._record(outcome_of(self.folder, self._children.exit_code, self._ladder))
         return 0
 
     def _listen(self) -> None:
@@ -88,38 +101,25 @@ class Supervisor:
     def _on_signal(self, *_: object) -> None:
         self._signals += 1
 
-    def _launch(self) -> str:
-        """Start torchrun; returns the reason if that cannot be done."""
+    def _launch(self) -> Children:
         argv = [str(argument) for argument in self._job.get("argv", [])]
-        try:
-            with (Path(self.folder.logs) / TORCHRUN_LOG).open("ab") as log:
-                os.chmod(log.fileno(), log_mode(self.folder))
-                self._torchrun = subprocess.Popen(
-                    argv,
-                    cwd=self._job.get("cwd"),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-        except (OSError, ValueError, IndexError) as error:
-            return f"torchrun did not start: {error}"
-        return ""
+        log = Path(self.folder.logs) / TORCHRUN_LOG
+        return Started(argv, self._job.get("cwd"), log, log_mode(self.folder))
 
-    def _tick(self, seconds: float = _TICK) -> None:
-        """Wait for something to happen, then look at everything once."""
-        assert self._wake is not None and self._torchrun is not None
+    def _tick(self, children: Children, seconds: float = _TICK) -> bool:
+        """Wait for something to happen, then look at everything once; whether the job has ended."""
+        assert self._wake is not None
         select.select([self._wake], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             while self._wake.recv(4096):
                 pass
-        code = reap().get(self._torchrun.pid)
-        if code is not None:
-            self._exit_code = self._torchrun.returncode = code
+        ended = children.ended()
         self._hear_orders()
-        self._climb()
+        self._climb(children)
         self._observe()
+        self._notifier.look()
         self._beat()
+        return ended
 
     def _hear_orders(self) -> None:
         order = StopOrder.read(self.folder)
@@ -136,13 +136,13 @@ class Supervisor:
         if order is not None and order != known:
             self._ladder.give(order)
 
-    def _climb(self) -> None:
+    def _climb(self, children: Children) -> None:
         """Go to the next rung of a stop when it is time."""
         rung = self._ladder.climb(
             time.monotonic(), ranks_listen=self._ladder.order is not None and self._ranks_listen()
         )
-        if self._ladder.rung is Rung.KILL:  # at each tick: a group may have been made since
-            signal_groups(reversed(descendants()), signal.SIGKILL)
+        if self._ladder.rung is Rung.KILL:
+            children.send(signal.SIGKILL)
         if rung is None:
             return
         if rung is Rung.REQUEST:
@@ -151,18 +151,10 @@ class Supervisor:
                     self.folder.request("stop")
             self._enter(State.STOPPING, "asked the ranks to stop after this step")
         elif rung is Rung.TERM:
-            self._terminate()
+            children.terminate()
             self._enter(State.STOPPING, "sent TERM to the workers")
         elif rung is Rung.KILL:
             self._enter(State.STOPPING, "killed the workers")
-
-    def _terminate(self) -> None:
-        """torchrun passes TERM on to its workers, each in a session of its own; without torchrun we reach them."""
-        if self._torchrun is not None and self._exit_code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._torchrun.pid, signal.SIGTERM)
-        else:
-            signal_groups(descendants(), signal.SIGTERM)
 
     def _ranks_listen(self) -> bool:
         """Whether a rank has said hello and not yet goodbye: such a rank reads requests."""
@@ -170,12 +162,27 @@ class Supervisor:
 
     def _observe(self) -> None:
         """The job runs as soon as its workers do; what they say about it comes later, or never."""
-        if self._state not in (State.STARTING, State.RUNNING) or (self._state is State.RUNNING and not self._message):
+        seen = self._watch.look()
+        if self._state not in (State.STARTING, *_AT_WORK):  # a stop is what it is, whatever the ranks do meanwhile
             return
-        if self.folder.event_files():
-            self._enter(State.RUNNING, "")
-        elif self._state is State.STARTING and rank_logs(self.folder):
+        if seen is not None:
+            state, self._message = seen
+            if state is not self._state:
+                self._enter(state, self._message)
+                if state is State.STALLED:
+                    self._notify(str(state), self._message)
+        elif self._state is State.STARTING and not self.folder.event_files() and rank_logs(self.folder):
             self._enter(State.RUNNING, "no events yet: the script is loading, or it writes none")
+
+    def _alarm(self, alert: Alert) -> None:
+        self._notify("alert", alert.message, code=alert.code, level=alert.level)
+
+    def _notify(self, kind: str, message: str, **more: str) -> None:
+        """Tell the user's command, if there is one."""
+        name = display_name(self.folder.id)
+        self._notifier.tell(
+            kind=kind, run=self.folder.id, name=name, path=str(self.folder.path), message=message, t=time.time(), **more
+        )
 
     def _enter(self, state: State, message: str) -> None:
         if state is not self._state:
@@ -188,39 +195,47 @@ class Supervisor:
         if not force and time.monotonic() < self._next_beat:
             return
         self._next_beat = time.monotonic() + _HEARTBEAT
-        self._attempt = max((logs.attempt for logs in rank_logs(self.folder)), default=0)
+        ranks = rank_logs(self.folder)
+        self._log_clock.look(ranks, last=self._state.ended)
+        self._attempt = max((logs.attempt for logs in ranks), default=0)
+        torchrun = self._children.torchrun if self._children is not None else None
         state = {
             "state": self._state,
             "t": self._since,
             "heartbeat": time.time(),
             "message": self._message,
-            "torchrun_pid": self._torchrun.pid if self._torchrun is not None else None,
+            "torchrun_pid": torchrun.pid if torchrun is not None else None,
+            "torchrun": torchrun.as_dict() if torchrun is not None else None,
             "attempt": self._attempt,
         }
         with contextlib.suppress(OSError):
             self.folder.write_state(state)
             open_to_group(self.folder)
 
-    def _end_orphans(self) -> None:
+    def _end_orphans(self, children: Children) -> None:
         """Workers that outlived torchrun cannot go on without it, and nothing of a job stays behind it."""
         grace = _ORPHAN_GRACE if self._ladder.order is None else self._ladder.order.term_grace
-        if not self._left_after(0.0):
+        if not self._left_after(children, 0.0):
             return
         self._message = "ending processes that torchrun left behind"
-        signal_groups(descendants(), signal.SIGTERM)
-        if self._left_after(grace):
-            signal_groups(reversed(descendants()), signal.SIGKILL)
-            self._left_after(_ORPHAN_GRACE)
+        children.send(signal.SIGTERM)
+        if self._left_after(children, grace):
+            children.send(signal.SIGKILL)
+            self._left_after(children, _ORPHAN_GRACE)
 
-    def _left_after(self, seconds: float) -> list[int]:
-        """Wait up to `seconds` for all descendants to end; returns those that have not."""
+    def _left_after(self, children: Children, seconds: float) -> list[int]:
+        """Wait up to `seconds` for all processes to end; returns those that have not."""
         deadline = time.monotonic() + seconds
-        while left := descendants():
+        while left := self._of_the_job(children):
             if time.monotonic() >= deadline:
                 return left
-            self._tick(0.05)
-        reap()
+            self._tick(children, 0.05)
+        children.ended()  # collects what has ended last
         return []
+
+    def _of_the_job(self, children: Children) -> list[int]:
+        left = children.left()
+        return sorted({*left} - self._notifier.own(left))
 
     def _record(self, outcome: dict[str, Any]) -> None:
         """Write exit.json, then the last state; requests that nobody will answer now are taken away."""
@@ -238,3 +253,6 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 self.folder.resolve(request.id)
         self._enter(State(outcome["outcome"]), outcome["message"])
+        if self._state in (State.FINISHED, State.FAILED):
+            self._notify(str(self._state), outcome["message"])
+        self._notifier.settle()

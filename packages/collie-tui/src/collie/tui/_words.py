@@ -25,6 +25,9 @@ _ALERT_WIDTH = 150  # characters: two lines, and the numbers below it stay in si
 _GLYPHS: dict[str, Piece] = {
     "starting": ("◐", "info"),
     "running": ("●", "ok"),
+    "evaluating": ("◈", "ok"),
+    "saving": ("▼", "ok"),
+    "stalled": ("▲", "bad"),
     "unmanaged": ("◌", "ok"),
     "stopping": ("◑", "warn"),
     "stopped": ("■", "warn"),

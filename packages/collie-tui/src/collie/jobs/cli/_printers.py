@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from collie.events import Alert, Checkpoint, Eval, Record, RunFolder, Sample, Step
 from collie.jobs._fields import text_of
 from collie.jobs._format import format_bytes, format_count, format_duration, format_number
+from collie.jobs._json import to_json
 from collie.jobs._rank import finished
 from collie.jobs._status import Status
 from collie.jobs._summary import Summary, display_name
-from collie.jobs.cli._json import to_json
 
 _TEXT_WIDTH = 200  # characters of a decoded text that are shown
 

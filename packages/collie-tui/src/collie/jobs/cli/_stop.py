@@ -1,54 +1,44 @@
-"""collie-tui ls and collie-tui stop."""
+"""collie-tui stop: end a run after the step it is in."""
 
 import argparse
 import sys
-import textwrap
-import time
 
-from collie.jobs._control import asked_to_stop, find, ls, stop, wait
-from collie.jobs._fields import plain
-from collie.jobs._format import format_ago, format_count, format_duration, format_number, format_progress
+from collie.jobs._control import asked_to_stop, stop, wait
+from collie.jobs._json import to_json
+from collie.jobs._order import Means
 from collie.jobs._state import State
 from collie.jobs._status import Status
 from collie.jobs._summary import Summary, summary
+from collie.jobs.cli._command import Commands, chosen_run
 from collie.jobs.cli._exit import EXIT_CODES
-from collie.jobs.cli._json import to_json
-
-_HEAD = ("RUN", "STATE", "STEP", "LOSS", "TOK/S", "ETA", "LAST EVENT", "ID")
 
 
-def list_command(options: argparse.Namespace) -> int:
-    """Print the runs, newest first."""
-    runs = ls(options.runs)
-    if options.json:
-        print(to_json([run.as_dict() for run in runs], indent=2))
-        return 0
-    if not runs:
-        print("No runs yet. `collie-tui run SCRIPT` starts one.")
-        return 0
-    rows = [_HEAD, *(_row(run) for run in runs)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
-
-
-def _row(run: Summary) -> tuple[str, ...]:
-    return (
-        run.name,
-        textwrap.shorten(run.status.message, 60, placeholder="…") if run.unreadable else run.state_word,
-        format_progress(run.step, run.total),
-        format_number(run.loss),
-        format_count(run.throughput),
-        format_duration(run.eta),
-        format_ago(None if run.t is None else time.time() - run.t),
-        plain(run.id),
+def add(commands: Commands) -> None:
+    """Tell the parser of it."""
+    parser = commands.add_for_run(
+        "stop",
+        stop_command,
+        help="stop a run after the step it is in, and wait until it has ended",
+        description="Ask the ranks of RUN to stop after the step they are in; those that do not get TERM, then KILL.",
     )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--now", dest="means", action="store_const", const=Means.TERM, help="do not wait for the step's end"
+    )
+    how.add_argument("--kill", dest="means", action="store_const", const=Means.KILL, help="kill every worker at once")
+    parser.set_defaults(means=Means.STEP)
+    parser.add_argument(
+        "--step-grace", type=float, default=300.0, metavar="S", help="seconds to the step's end before TERM (300)"
+    )
+    parser.add_argument(
+        "--term-grace", type=float, default=30.0, metavar="S", help="seconds after TERM before KILL (30)"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return as soon as the stop is asked for")
 
 
 def stop_command(options: argparse.Namespace) -> int:
     """Stop one run; the exit status is 0 when it has ended (or was asked to, with --no-wait)."""
-    run = find(options.run, options.runs)
+    run = chosen_run(options)
     before = stop(run, options.means, step_grace=options.step_grace, term_grace=options.term_grace)
     if before.state is State.LOST and asked_to_stop(run):
         if not options.json:

@@ -1,0 +1,105 @@
+"""Something asked of a run, and what came of it: found among rank 0's events."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from collie.events import Alert, Bye, Checkpoint, Eval, EventReader, Record, RunFolder, Step
+from collie.interfaces import CollieError, ConfigError
+from collie.jobs._fields import plain_record
+from collie.jobs._peek import Peeker, rank_and_attempt
+from collie.jobs._status import Status, status
+
+_INTERVAL = 0.1  # seconds between two looks
+
+
+class NoAnswer(CollieError):
+    """What was asked for was not done."""
+
+
+def ask(run: RunFolder, kind: str) -> "Asked":
+    """Ask for a "checkpoint" or an "evaluate"; whoever trains does it after the step under way.
+
+    Raises:
+        ConfigError: the run has ended, or nobody knows.
+    """
+    now = status(run, Peeker().ranks(run))
+    if not now.live:
+        raise ConfigError(f"{run.id} cannot be asked to {kind}: it is {now.sentence()}.")
+    listener = Asked(run, kind)
+    listener.id = run.request(kind)
+    return listener
+
+
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What rank 0 has said since it was asked, in order."""
+
+    records: tuple[Record, ...]
+    resolved: bool
+    status: Status
+
+
+class Asked:
+    """A request to a run, and its answer."""
+
+    def __init__(self, run: RunFolder, kind: str) -> None:
+        self.run, self.kind, self.id = run, kind, ""
+        self._readers: dict[Path, EventReader] = {}
+        self._records: list[Record] = []
+        self._read()
+        self._records.clear()  # what was said before
+
+    def wait(self, timeout: float | None = None) -> list[Record]:
+        """The events that answer it: a Checkpoint, or the Eval of each evaluator.
+
+        Raises:
+            NoAnswer: the run said that it could not, ended before, or said nothing within `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        peeker = Peeker()
+        while True:
+            now = status(self.run, peeker.ranks(self.run))
+            resolved = all(request.id != self.id for request in self.run.pending())
+            self._read()  # after both looks: what was said before them is among the records
+            answer = _ANSWERS[self.kind](_Heard(tuple(self._records), resolved, now))
+            if answer is not None:
+                return answer
+            if not now.live:
+                raise NoAnswer(f"{self.run.id} did not {self.kind}: it is {now.sentence()}.")
+            if deadline is not None and time.monotonic() >= deadline:
+                raise NoAnswer(f"{self.run.id} did not {self.kind} within {timeout:g} seconds; it may yet.")
+            time.sleep(_INTERVAL)
+
+    def _read(self) -> None:
+        for path in self.run.event_files():
+            if rank_and_attempt(path)[0] == 0:
+                reader = self._readers.setdefault(path, EventReader(path))
+                self._records += filter(None, map(plain_record, reader.read()))
+
+
+def _checkpoint(heard: _Heard) -> list[Record] | None:
+    """A checkpoint is written behind training: any number of steps may come in between."""
+    for record in heard.records if heard.resolved else ():
+        if isinstance(record.event, Checkpoint):
+            return [record]
+        if isinstance(record.event, Alert) and record.event.code == "checkpoint":
+            raise NoAnswer(record.event.message)
+    return None
+
+
+def _evaluate(heard: _Heard) -> list[Record] | None:
+    """The evaluators run between the step in which the request was heard and the next one."""
+    if not heard.resolved:
+        return None
+    evaluations = [record for record in heard.records if isinstance(record.event, Eval)]
+    after = [record for record in heard.records if isinstance(record.event, Step | Bye)]
+    if evaluations and after and after[-1].seq > evaluations[-1].seq:
+        return evaluations
+    if len(after) > 2:  # heard in the first at the latest
+        raise NoAnswer("the run has no evaluators.")
+    return None
+
+
+_ANSWERS: dict[str, Callable[[_Heard], list[Record] | None]] = {"checkpoint": _checkpoint, "evaluate": _evaluate}
