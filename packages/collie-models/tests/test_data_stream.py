@@ -191,7 +191,7 @@ def test_a_bad_row_ends_or_is_left_out_equally_in_every_layout(workers, tmp_path
         json.dumps(BAD),
         "{no json",
         '"a string"',
-        json.dumps({"text": "no tokenizer"}),
+        json.dumps({"text": 3}),
     )
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(lines))

@@ -11,7 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from collie.data._best_fit import best_fit
-from collie.data._rows import TOKEN_FIELDS, check_target, is_sequence, row_kind, token_row
+from collie.data._formats import PROCESSED, Formats
+from collie.data._rows import TOKEN_FIELDS, check_target, is_sequence, token_row
 from collie.interfaces import DataError
 from collie.module import IGNORE_INDEX
 
@@ -129,7 +130,7 @@ def _lengths(dataset: Any) -> np.ndarray:
 
 
 def _length(row: Mapping[str, Any], index: int) -> int:
-    if row_kind(row, index) != "input_ids":
+    if Formats().of(row, index).name != PROCESSED:
         raise DataError(
             f"row {index} has the keys {sorted(row)} and no input_ids: make the rows tokens first, with "
             f"CollieDatasetForTraining(rows, tokenizer)."

@@ -8,13 +8,14 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from torch.utils.data import IterableDataset
 
+from collie.data._encoders import training_encoder
 from collie.data._reads import Loaded, Read
 from collie.data._rows import Encoded, Refused
-from collie.data._stream_encode import RowEncoder
 from collie.data._stream_order import BlockOrder, Cursor
 from collie.data._stream_sources import Item, source_of
 from collie.interfaces import ConfigError, DataError
@@ -49,7 +50,8 @@ class CollieStream(IterableDataset[dict[str, Any]]):
             `datasets` IterableDataset; or a dict of several of these by name, which are mixed. It must give the same
             rows in the same order on every rank and every time, whatever data worker asks.
         tokenizer: of transformers; needed where rows are text. Rows are read as CollieDatasetForTraining reads them.
-        add_special_tokens, max_length: as there.
+        add_special_tokens, max_length, chat_template, train_on: as there.
+        format: the name of the format that all rows have; None finds it by their columns, as there.
         rows: of an epoch: so many are taken from the stream's beginning.
         steps_per_epoch: optimizer steps of an epoch, in place of `rows`.
         shuffle_buffer: rows in memory at once, whose order is drawn by (seed, epoch) where the loader shuffles; 0 or
@@ -72,6 +74,9 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         add_special_tokens: bool = True,
         max_length: int = -1,
         *,
+        chat_template: str | Path | None = None,
+        train_on: Literal["all", "last"] | Sequence[int] = "all",
+        format: str | None = None,
         rows: int | None = None,
         steps_per_epoch: int | None = None,
         shuffle_buffer: int = 10_000,
@@ -94,7 +99,15 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         self.on_bad_row = on_bad_row
         self.source = source_of(source, weights)
         self._weights = dict(weights) if weights is not None else {}
-        self.encoder = encoder or RowEncoder(tokenizer, add_special_tokens, max_length)
+        self.encoder: RowsToTokens = encoder or training_encoder(
+            tokenizer,
+            add_special_tokens,
+            max_length,
+            chat_template=chat_template,
+            train_on=train_on,
+            format=format,
+            caller=type(self).__name__,
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows of the first epoch as tokens, in the stream's own order, to look at them."""
