@@ -7,6 +7,7 @@ from collie.adapters._merge import merge
 from collie.adapters._names import AdapterNames
 from collie.adapters._peft import load_peft, prepare_to_train, refuse_wrapper, save_peft
 from collie.adapters._supported import refuse_unsupported
+from collie.adapters._wrapped import wrapped_adapters
 
 __all__ = [
     "Adapter",
@@ -23,4 +24,5 @@ __all__ = [
     "refuse_unsupported",
     "refuse_wrapper",
     "save_peft",
+    "wrapped_adapters",
 ]

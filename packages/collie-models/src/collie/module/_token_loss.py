@@ -63,7 +63,10 @@ def token_loss(
         labels[:, 0] = IGNORE_INDEX  # no target as it is, and none after prompts that PEFT puts before it
         result: Tensor = call(**inputs, labels=labels, return_logits=False, num_items_in_batch=divisor).loss
         return result
-    return loss.sum(as_dict(call(**inputs))["logits"], labels)[0] / divisor
+    logits_BSV: Tensor = as_dict(call(**inputs))["logits"]
+    return (
+        loss.sum(logits_BSV[:, -labels.shape[1] :], labels)[0] / divisor
+    )  # without those of prompts before the tokens
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

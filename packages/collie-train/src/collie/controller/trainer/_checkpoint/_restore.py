@@ -60,9 +60,9 @@ def _check_kind(run: Run, folder: Path, state: dict[str, Any]) -> None:
 
 
 def _put_weights(run: Run, folder: Path) -> None:
-    if run.adapter is not None:
-        shapes = {name: stored.shape for name, stored in run.adapter.stored.items()}
-        adapter = Checkpoint(open_indexed(folder / TRAINING / ADAPTER_INDEX), run.names, run.model_config, shapes)
+    if run.adapter_alone:
+        reader = open_indexed(folder / TRAINING / ADAPTER_INDEX)
+        adapter = Checkpoint(reader, run.names, run.model_config, run.adapter_shapes())
         refill(run.model, run.topology, adapter.fill(torch.float32), only=run.keeps)  # its dtype may be another
         return
     if isinstance(run.model, CollieModelForCausalLM):

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from collie.adapters import Adapter, AdapterNames, adapter_of
+from collie.adapters import Adapter, AdapterNames, adapter_of, wrapped_adapters
 from collie.callbacks import CallbackManager
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint._encode import encode
 from collie.data import CollieDataLoader
 from collie.models import CollieModelForCausalLM
 from collie.models.weights import SameNames, StateNames
-from collie.parallel import Topology, scaler_state, set_scaler_state
+from collie.parallel import Topology, part_shape, scaler_state, set_scaler_state, whole_name
 
 
 @dataclass
@@ -52,6 +52,11 @@ class Run:
         return adapter_of(self.model)
 
     @property
+    def adapter_alone(self) -> bool:
+        """Whether checkpoints have an adapter in the place of the model's weights: ours, or one in PEFT's wrapper."""
+        return self.adapter is not None or wrapped_adapters(self.model) is not None
+
+    @property
     def names(self) -> StateNames:
         """What names the model's tensors in its checkpoints."""
         if not isinstance(self.model, CollieModelForCausalLM):
@@ -60,12 +65,22 @@ class Run:
 
     def keeps(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a checkpoint has the values of a parameter, called so in the whole model."""
-        return self.adapter is None or name in self.adapter.stored
+        if self.adapter is not None:
+            return name in self.adapter.stored
+        chosen = wrapped_adapters(self.model)
+        return chosen is None or chosen(name, parameter)
+
+    def adapter_shapes(self) -> dict[str, torch.Size]:
+        """The shapes of what a checkpoint keeps of a model with an adapter, by name in the whole model."""
+        if self.adapter is not None:  # this rank may have parts of them, or none
+            return {name: stored.shape for name, stored in self.adapter.stored.items()}
+        chosen = ((whole_name(name, p), p) for name, p in self.model.named_parameters())
+        return {name: part_shape(parameter) for name, parameter in chosen if self.keeps(name, parameter)}
 
     @property
     def buffers(self) -> dict[str, torch.Tensor]:
         """The buffers that belong to a checkpoint of the model; CoLLiE's own models compute theirs from the config."""
-        if isinstance(self.model, CollieModelForCausalLM):
+        if isinstance(self.model, CollieModelForCausalLM) or self.adapter_alone:
             return {}
         saved = self.model.state_dict(keep_vars=True)
         return {name: buffer for name, buffer in self.model.named_buffers() if name in saved}

@@ -127,7 +127,7 @@ def _planned(run: Run, tasks: list[Task], learnt: AdapterState | None) -> dict[s
     def files(stem: str, chosen: Callable[[Task], bool]) -> list[Shard]:
         return plan_shards([task for task in tasks if chosen(task)], stem, run.topology.world_size)
 
-    stem, index = ("model", _MODEL_INDEX) if run.adapter is None else (f"{TRAINING}/adapter", _ADAPTER)
+    stem, index = ("model", _MODEL_INDEX) if not run.adapter_alone else (f"{TRAINING}/adapter", _ADAPTER)
     planned = {index: files(stem, lambda task: task.key == WEIGHT)}
     if learnt is not None:
         planned[f"{TRAINING}/{LEARNT_INDEX}"] = files(
@@ -152,13 +152,14 @@ class _ModelFiles:
         self._configs: list[Any] = []
         if run.topology.rank != 0:
             return
-        if isinstance(run.model, CollieModelForCausalLM):
-            self._description = run.model.description()
+        model: Any = getattr(run.model, "get_base_model", lambda: run.model)()  # of PEFT's wrapper
+        if isinstance(model, CollieModelForCausalLM):
+            self._description = model.description()
             return
-        config = copy.deepcopy(run.model_config)
+        config = copy.deepcopy(getattr(model, "config", None))
         if hasattr(config, "save_pretrained"):
-            config.architectures = [type(run.model).__name__]
-            self._configs = [config, getattr(run.model, "generation_config", None)]
+            config.architectures = [type(model).__name__]
+            self._configs = [config, getattr(model, "generation_config", None)]
 
     def write(self, folder: Path) -> None:
         if self._description is not None:
