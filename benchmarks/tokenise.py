@@ -49,7 +49,7 @@ def collie(rows: list[dict[str, str]], tokenizer: Any, processes: int) -> tuple[
 
     with empty_cache():
         start = time.perf_counter()
-        dataset = CollieDatasetForTraining(rows, tokenizer, add_special_tokens=False, processes=processes)
+        dataset = CollieDatasetForTraining(rows, tokenizer, add_special_tokens=False, processes=processes, cache=True)
         seconds = time.perf_counter() - start
         return seconds, sum(len(row["input_ids"]) for row in dataset)
 
