@@ -266,6 +266,9 @@ def _in_order(column: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> Ite
     lengths = np.diff(offsets)
     for start in range(0, len(order), _ROWS_AT_ONCE):
         rows = order[start : start + _ROWS_AT_ONCE]
+        if (np.diff(rows) == 1).all():
+            yield column[offsets[rows[0]] : offsets[rows[-1] + 1]]
+            continue
         new = offsets_of(lengths[rows])
         # for each element of these rows its place in the column
         yield column[np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths[rows])]
