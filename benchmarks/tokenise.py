@@ -1,6 +1,6 @@
 """How fast rows become tokens, against `datasets.map`, and how fast and lean they start again from the cache.
 
-    python benchmarks/tokenise.py TOKENIZER_FOLDER ROWS.jsonl [--rows 60000] [--cached 1000000] [--processes 2]
+    python benchmarks/tokenise.py TOKENIZER ROWS.jsonl [--rows 60000] [--cached 1000000] [--processes 2] [--folder F]
 
 ROWS.jsonl has {"question", "answer"} on each line, as GSM8K has; its rows are repeated as often as needed. Prints a
 line of JSON for each of three questions. Both sides tokenise the same texts with the same tokenizer in as many
@@ -37,19 +37,21 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @contextmanager
-def empty_cache() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="collie-tokenise-") as folder:
-        os.environ["COLLIE_CACHE"] = folder
-        yield Path(folder)
+def cache_in(folder: Path | None = None) -> Iterator[Path]:
+    """A folder, an empty one of its own by default, whose `cache` keeps what is tokenised."""
+    with tempfile.TemporaryDirectory(prefix="collie-tokenise-") as temporary:
+        folder = folder or Path(temporary)
+        os.environ["COLLIE_CACHE"] = str(folder / "cache")
+        yield folder
 
 
 def collie(rows: list[dict[str, str]], tokenizer: Any, processes: int) -> tuple[float, int]:
     """Seconds and tokens."""
     from collie.data import CollieDatasetForTraining
 
-    with empty_cache():
+    with cache_in():
         start = time.perf_counter()
-        dataset = CollieDatasetForTraining(rows, tokenizer, add_special_tokens=False, processes=processes)
+        dataset = CollieDatasetForTraining(rows, tokenizer, add_special_tokens=False, processes=processes, cache=True)
         seconds = time.perf_counter() - start
         return seconds, sum(len(row["input_ids"]) for row in dataset)
 
@@ -60,7 +62,7 @@ def mapped(rows: list[dict[str, str]], tokenizer: Any, processes: int) -> tuple[
 
     disable_progress_bars()
     given = Dataset.from_list(rows)
-    with empty_cache() as folder:
+    with cache_in() as folder:
         start = time.perf_counter()
         result = given.map(
             lambda batch: tokenizer(batch["text"], add_special_tokens=False),
@@ -93,6 +95,7 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_rows(file: Path, count: int, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in texts(file, count))
 
@@ -135,9 +138,10 @@ def _forked(dataset: Any, rows: int) -> float:
 
 
 def cached(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    with empty_cache() as folder:
-        rows = folder / "rows.jsonl"
-        write_rows(arguments.file, arguments.cached, rows)
+    with cache_in(arguments.folder) as folder:
+        rows = folder / f"{arguments.cached}-rows.jsonl"
+        if not rows.is_file():
+            write_rows(arguments.file, arguments.cached, rows)
         command = [sys.executable, __file__, str(arguments.tokenizer), str(arguments.file)]
         command += ["--start", str(rows), "--processes", str(arguments.processes)]
         runs = []
@@ -145,12 +149,12 @@ def cached(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             runs.append(json.loads(result.stdout))
         seconds = statistics.median(run["seconds"] for run in runs[1:])
-        sizes = {"file_GB": rows, "cache_GB": next(folder.rglob("*.safetensors"))}
+        sizes = {"file_GB": rows, "cache_GB": max(folder.rglob("*.safetensors"), key=lambda path: path.stat().st_size)}
         yield {
             "what": "start of a cached set",
             "rows": runs[0]["rows"],
             **{name: round(path.stat().st_size / 1e9, 3) for name, path in sizes.items()},
-            "tokenised_s": round(runs[0]["seconds"], 1),
+            "first_s": round(runs[0]["seconds"], 1),
             "start_s": round(seconds, 3),
             "limit_s": 2.0,
         }
@@ -164,12 +168,13 @@ def cached(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("tokenizer", type=Path, help="a folder with a fast tokenizer")
     parser.add_argument("file", type=Path)
     parser.add_argument("--rows", type=int, default=60_000, help="rows that are tokenised against datasets.map")
     parser.add_argument("--cached", type=int, default=1_000_000, help="rows of the cached set; 0 leaves it out")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the cached set here; a temporary folder by default")
     parser.add_argument("--start", type=Path, help="only build the dataset of this file")
     arguments = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many threads on both sides

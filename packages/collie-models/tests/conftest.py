@@ -14,6 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # what several files share
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tokens(tmp_path_factory):
+    """What tests tokenise is not kept in the user's own cache."""
+    os.environ["COLLIE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def ranks():
     """`ranks(n, function, *args)`: the results of `function` in n forked gloo ranks, in rank order."""

@@ -77,7 +77,7 @@ def _rows_of(table):
 
 
 def _entries(cache):
-    return sorted(path.name for path in cache.iterdir() if path.suffix != ".lock")
+    return sorted(path.name for path in cache.iterdir())
 
 
 def test_the_second_time_nothing_is_read(encoder, cache):
@@ -157,6 +157,16 @@ def test_processes_that_come_together_tokenise_once(encoder, cache):
     assert len(_entries(cache)) == 1
 
 
+def test_many_that_come_together_leave_one_entry_and_no_lock(encoder, cache):
+    """Each removes its lock's file, which others are waiting at."""
+
+    def ask():
+        return [len(tokenised(ROWS[:2], encoder, content=f"c{i}", processes=1)) for i in range(20)]
+
+    assert run_ranks(4, ask) == [[2] * 20] * 4
+    assert encoder.count == 20 and len(_entries(cache)) == 20
+
+
 def test_another_takes_over_from_one_that_was_killed(encoder, cache):
     """Its lock ends with it, and what it left is swept."""
     encoder.wait = 0.3
@@ -169,9 +179,10 @@ def test_another_takes_over_from_one_that_was_killed(encoder, cache):
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    assert len(_entries(cache)) == 1 and _entries(cache)[0].startswith(".")
+    left = _entries(cache)
+    assert len(left) == 2 and left[0].startswith(".") and left[1].endswith(".lock")
     assert len(tokenised(ROWS, encoder, content="c", processes=1)) == 600
-    assert [name for name in _entries(cache) if not name.startswith(".")] == _entries(cache)
+    assert _entries(cache) == [left[1].removesuffix(".lock")]
 
 
 def test_an_error_leaves_nothing(encoder, cache):

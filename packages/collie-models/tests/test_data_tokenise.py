@@ -172,6 +172,15 @@ def test_what_on_refused_raises_ends_the_work(tmp_path):
     assert len((tmp_path / "tasks").read_text().split()) < 40  # of 79
 
 
+def test_the_first_bad_row_is_the_one_that_is_told_of():
+    """Also where a later one is met before it."""
+    special = {0: lambda: time.sleep(0.3), 5: "refuse", 300: lambda: _raise(ConfigError("later"))}
+    told = []
+    with pytest.raises(ConfigError, match="later"):
+        tokenised(_rows(), Digits(special), processes=2, on_refused=told.append)
+    assert [refused.index for refused in told] == [5]
+
+
 def test_rows_are_read_no_faster_than_they_are_needed():
     """One slow task does not let the others read a stream to its end."""
     read = []

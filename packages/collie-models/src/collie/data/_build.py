@@ -13,8 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from collie.data._extras import JsonExtras, encoded_extra, offsets_of
 from collie.data._rows import Encoded, Refused, Tokens
-from collie.data._table import JsonExtras, TokenTable, encoded_extra, offsets_of
+from collie.data._table import TokenTable
 from collie.module import IGNORE_INDEX
 
 _ROWS_AT_ONCE = 1024

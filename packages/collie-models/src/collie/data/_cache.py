@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from collie.data._table import FILE_NAME, FORMAT, TokenTable
 from collie.interfaces import DataError
@@ -106,18 +107,36 @@ def _move(unfinished: Path, folder: Path) -> None:
 def _locked(root: Path, digest: str) -> Iterator[bool]:
     """Hold the lock of one table; False where the file system has none, so that nobody is kept away."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (root / f"{digest}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            logger.info("Another process tokenises the same rows: this one waits for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            alone = True
-        except OSError as error:
-            logger.warning("%s has no file locks (%s): each process tokenises by itself.", root, error)
-            alone = False
-        yield alone
+    path = root / f"{digest}.lock"
+    while True:
+        with path.open("w") as file:
+            alone = _lock(file)
+            if not _is_at(path, file):  # the one before removed it: there may be a new one
+                continue
+            try:
+                yield alone
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("Another process tokenises the same rows: this one waits for it.")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        logger.warning("%s has no file locks (%s): each process tokenises by itself.", file.name, error)
+        return False
+    return True
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

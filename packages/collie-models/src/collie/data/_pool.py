@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 from collie.interfaces import CollieError, DataError
 
@@ -94,7 +94,7 @@ class _Remote(Exception):
 def _results(workers: list[_Worker], tasks: Iterable[Any], name: Callable[[Any], str]) -> Iterator[Any]:
     waiting = enumerate(tasks)
     idle, busy = list(workers), dict[Connection, _Worker]()
-    done: dict[int, Any] = {}
+    done: dict[int, tuple[Any, Any]] = {}  # tasks and what came of them, errors too: the first is to be told of
     given = returned = 0
     while True:
         while idle and given - returned < _AHEAD * len(workers) and (next_task := next(waiting, None)) is not None:
@@ -107,10 +107,13 @@ def _results(workers: list[_Worker], tasks: Iterable[Any], name: Callable[[Any],
             return
         for pipe in wait(list(busy)):
             worker = busy.pop(cast(Connection, pipe))
-            done[worker.number] = _receive(worker, name)
+            done[worker.number] = worker.task, _receive(worker, name)
             idle.append(worker)
         while returned in done:
-            yield done.pop(returned)
+            task, answer = done.pop(returned)
+            if isinstance(answer, _Failure):
+                _raise(answer, name(task))
+            yield answer
             returned += 1
 
 
@@ -123,14 +126,15 @@ def _send(worker: _Worker, name: Callable[[Any], str]) -> None:
 
 def _receive(worker: _Worker, name: Callable[[Any], str]) -> Any:
     try:
-        answer = pickle.loads(worker.pipe.recv_bytes())
+        return pickle.loads(worker.pipe.recv_bytes())
     except (EOFError, ConnectionResetError):
         raise _died(worker, name) from None
-    if not isinstance(answer, _Failure):
-        return answer
-    if isinstance(answer.error, CollieError):
-        raise answer.error
-    raise _failed(name(worker.task), answer.error) from _Remote(answer.text)
+
+
+def _raise(failure: _Failure, task: str) -> NoReturn:
+    if isinstance(failure.error, CollieError):
+        raise failure.error
+    raise _failed(task, failure.error) from _Remote(failure.text)
 
 
 def _failed(task: str, error: BaseException) -> DataError:

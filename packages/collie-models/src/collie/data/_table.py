@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from collie.data._extras import Extras, JsonExtras, offsets_of
 from collie.data._rows import Refused
 from collie.data._safetensors import Pieces, map_arrays, write_arrays
 from collie.interfaces import DataError
@@ -19,8 +20,6 @@ FILE_NAME = "collie-dataset.safetensors"
 FORMAT = "collie-dataset-2"
 _EARLIER = "collie-dataset-1"  # all token fields whole, the extras one JSON list, and no more a row
 _ROWS_AT_ONCE = 4096  # rows written at once
-
-Extras = Sequence[Mapping[str, Any]]
 
 
 class TokenTable:
@@ -198,50 +197,6 @@ class TokenTable:
             raise DataError(f"{path} is not consistent: its rows and its tokens do not fit. Save the dataset again.")
 
 
-class UnsavableField(DataError):
-    """A field of a row beside its tokens is nothing that JSON can hold."""
-
-
-class JsonExtras(Sequence[Mapping[str, Any]]):
-    """Fields of rows as JSON in one array of bytes, decoded when they are read; a row of no bytes has no fields."""
-
-    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(text) or (np.diff(offsets) < 0).any():
-            raise ValueError("its extras do not fit their offsets")
-        self.text, self.offsets = text, offsets
-
-    @classmethod
-    def of(cls, extras: Extras) -> JsonExtras:
-        """Raises UnsavableField."""
-        texts = [encoded_extra(extra) for extra in extras]
-        sizes = np.array([len(text) for text in texts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(texts), dtype=np.uint8), offsets_of(sizes))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, number: Any) -> Any:
-        part = self.text[self.offsets[number] : self.offsets[number + 1]]
-        return json.loads(part.tobytes().decode("utf-8", "surrogatepass")) if len(part) else {}
-
-
-def encoded_extra(extra: Mapping[str, Any]) -> bytes:
-    """Fields as JSON, arrays and tensors as lists; nothing for no fields. Raises UnsavableField."""
-    if not extra:
-        return b""
-
-    def plain(value: Any) -> Any:
-        if hasattr(value, "tolist"):  # tensors and arrays
-            return value.tolist()
-        raise TypeError(f"a {type(value).__name__} cannot be saved")
-
-    try:
-        return json.dumps(extra, ensure_ascii=False, default=plain).encode("utf-8", "surrogatepass")
-    except (TypeError, ValueError) as error:
-        what = f"a field beside the tokens cannot be saved: {error}"
-        raise UnsavableField(f"{what}. Leave it out of the rows.") from error
-
-
 def _extras(arrays: Mapping[str, np.ndarray]) -> Extras:
     if "extras" not in arrays:
         return ()
@@ -260,16 +215,14 @@ def _whole(array: np.ndarray) -> Pieces:
     return Pieces(array.dtype, len(array), [array])
 
 
-def offsets_of(lengths: np.ndarray) -> np.ndarray:
-    """Where each of the rows begins in a flat array, and where the last ends: int64, one more than rows."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
 def _in_order(column: np.ndarray, offsets: np.ndarray, order: np.ndarray) -> Iterator[np.ndarray]:
     """The rows of `order` of a flat array, some at a time."""
     lengths = np.diff(offsets)
     for start in range(0, len(order), _ROWS_AT_ONCE):
         rows = order[start : start + _ROWS_AT_ONCE]
+        if (np.diff(rows) == 1).all():
+            yield column[offsets[rows[0]] : offsets[rows[-1] + 1]]
+            continue
         new = offsets_of(lengths[rows])
         # for each element of these rows its place in the column
         yield column[np.arange(new[-1]) + np.repeat(offsets[rows] - new[:-1], lengths[rows])]

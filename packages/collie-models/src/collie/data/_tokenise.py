@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from collie.data._build import Chunk, TableBuilder
 from collie.data._cache import NotCached, cached, digest_of
+from collie.data._extras import UnsavableField
 from collie.data._pool import here, in_order
 from collie.data._rows import Encoded, Refused
-from collie.data._table import TokenTable, UnsavableField
+from collie.data._table import TokenTable
 from collie.interfaces import DataError
 
 logger = logging.getLogger(__name__)
