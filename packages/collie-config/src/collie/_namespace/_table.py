@@ -42,7 +42,14 @@ _PROVIDED = {  # package: the names that `from collie import …` finds in it
         "TGSMonitor",
         "get_monitor",
     ),
-    "collie.data": ("CollieBatchSampler", "CollieDataLoader", "CollieDatasetForTraining"),
+    "collie.data": (
+        "CollieBatchSampler",
+        "CollieDataLoader",
+        "CollieDatasetForClassification",
+        "CollieDatasetForGeneration",
+        "CollieDatasetForPerplexity",
+        "CollieDatasetForTraining",
+    ),
     "collie.models": (
         "ChatGLM2ForCausalLM",
         "ChatGLMForCausalLM",
