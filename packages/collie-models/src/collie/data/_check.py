@@ -12,7 +12,7 @@ from collie.data._rows import check_target, token_row
 from collie.interfaces import DataError
 
 
-def check_rows(rows: Sequence[Mapping[str, Any]], limit: int | None = None) -> None:
+def check_rows(rows: Sequence[Mapping[str, Any]] | CollieDatasetForTraining, limit: int | None = None) -> None:
     """Check that rows can be trained on as they are: input_ids, fields of one length, a target token.
 
     limit: how many rows to look at, from the first; None looks at all. The rows of a CollieDatasetForTraining were
