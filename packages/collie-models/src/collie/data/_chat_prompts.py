@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from collie.data._chat_messages import conversation
@@ -10,14 +12,18 @@ from collie.data._chat_template import ChatTemplate
 
 
 class ChatPrompts:
-    """Conversations as prompts. `template`: as ChatEncoder's chat_template. Raises DataError as ChatTemplate does."""
+    """Conversations as prompts.
 
-    def __init__(self, tokenizer: Any, template: str | None) -> None:
-        self._template = ChatTemplate(tokenizer, template, {})
+    template, options: as ChatEncoder's chat_template and chat_template_kwargs. Raises DataError as ChatTemplate does.
+    """
 
-    def sources(self) -> list[str]:
-        """The texts of the templates."""
-        return self._template.sources()
+    def __init__(self, tokenizer: Any, template: str | Path | None, options: Mapping[str, Any] | None) -> None:
+        self._options = dict(options or {})
+        self._template = ChatTemplate(tokenizer, template, self._options)
+
+    def fingerprint(self) -> str:
+        """Changes with the templates and their variables."""
+        return json.dumps([self._template.sources(), self._options], sort_keys=True, default=str)
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[str, str | None]:
         """The text of {"messages", "tools"} with the generation prompt behind it, and what is to be answered.

@@ -29,7 +29,7 @@ class CollieDatasetForGeneration(CollieDatasetForTraining):
 
     The arguments are those of CollieDatasetForTraining, but for
         max_length: the most tokens of a prompt. It is not cut: a longer one cannot be used.
-        train_on: must be "all".
+        train_on, train_on_end: must be left out.
 
     Raises:
         DataError: as CollieDatasetForTraining; also a prompt that is empty or longer than max_length.
@@ -46,15 +46,16 @@ class CollieDatasetForGeneration(CollieDatasetForTraining):
         return RowEncoder(Formats(PROMPTS, format), encoders, chat=self.chat_template is not None)
 
     def _prompts(self) -> PromptEncoder:
-        if self.train_on != "all":
-            raise DataError(f"train_on={self.train_on!r}: {type(self).__name__} trains on nothing; leave it out.")
+        if self.train_on != "all" or not self.train_on_end:
+            what = f"train_on={self.train_on!r}" if self.train_on_end else "train_on_end=False"
+            raise DataError(f"{what}: {type(self).__name__} trains on nothing; leave it out.")
         if self.max_length != -1 and self.max_length < 1:
             raise DataError(f"max_length={self.max_length} leaves no prompt: give at least 1, or -1 for no limit.")
         chat = None
         if self.chat_template is not None or getattr(self.tokenizer, "chat_template", None) is not None:
             from collie.data._chat_prompts import ChatPrompts
 
-            chat = ChatPrompts(self.tokenizer, self.chat_template)
+            chat = ChatPrompts(self.tokenizer, self.chat_template, self.chat_template_kwargs)
         return PromptEncoder(TextEncoder(self.tokenizer, self.add_special_tokens), chat, self.max_length)
 
 

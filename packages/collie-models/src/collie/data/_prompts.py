@@ -18,7 +18,7 @@ from collie.module import IGNORE_INDEX
 class Chat(Protocol):
     """What a chat template makes of conversations; see ChatPrompts."""
 
-    def sources(self) -> list[str]: ...
+    def fingerprint(self) -> str: ...
 
     def prompt(self, row: Mapping[str, Any]) -> tuple[str, str | None]: ...
 
@@ -41,7 +41,7 @@ class PromptEncoder:
 
     def fingerprint(self) -> str:
         """Changes with everything that a prompt depends on besides the rows."""
-        template = self.chat.sources() if self.chat is not None else []
+        template = self.chat.fingerprint() if self.chat is not None else ""
         parts = ["prompts", self.text.fingerprint(), template, self.max_length]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
