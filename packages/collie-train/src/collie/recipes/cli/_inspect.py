@@ -50,7 +50,9 @@ def _recipe(options: argparse.Namespace) -> tuple[DataRecipe, Path]:
 def _from_here(given: dict[str, Any]) -> dict[str, Any]:
     """Paths of the command line are looked for where it runs, not beside the recipe."""
     return {
-        name: str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+        name: str(Path(value).absolute())
+        if isinstance(value, str) and "{" not in value and Path(value).exists()
+        else value
         for name, value in given.items()
     }
 
