@@ -19,9 +19,11 @@ def check_rows(rows: Sequence[Mapping[str, Any]] | CollieDatasetForTraining, lim
         checked when it was made, and are not read again, but for the ends of turns of its conversations.
     Raises DataError naming the row, what it has, and the mend; also for no rows at all.
     """
-    if isinstance(rows, CollieDatasetForTraining):
-        check_ends(rows)
-        return
+    made = _innermost(rows)
+    if isinstance(made, CollieDatasetForTraining):
+        check_ends(made)
+        if made is rows:
+            return
     if len(rows) == 0:
         raise DataError("the dataset has no rows: nothing can be trained or evaluated on it.")
     formats = Formats()
@@ -33,3 +35,10 @@ def check_rows(rows: Sequence[Mapping[str, Any]] | CollieDatasetForTraining, lim
                 f"with CollieDatasetForTraining(rows, tokenizer)."
             )
         check_target(token_row(row, index), index)
+
+
+def _innermost(rows: Any) -> Any:
+    """The dataset that others are made around: torch's Subset and packed rows call what they hold `dataset`."""
+    while hasattr(rows, "dataset"):
+        rows = rows.dataset
+    return rows
