@@ -7,7 +7,7 @@ import pytest
 from data_toys import byte_tokenizer, text_of
 
 import collie.data._files as files
-from collie.data import CollieDatasetForTraining, Source
+from collie.data import CollieDatasetForGeneration, CollieDatasetForTraining, Source
 from collie.interfaces import DataError, MissingExtraError
 
 ROWS = [{"input": f'{number}, "so"\n', "output": "大规模 \u2028 x"} for number in range(5)]
@@ -259,13 +259,15 @@ def test_rows_beyond_max_rows_may_be_bad(tokenizer, tmp_path):
         assert len(dataset) == 2 and dataset.report.skipped == 0
 
 
-def test_missing_means_are_no_bad_rows(tokenizer):
-    """A tokenizer or a template that is missing is missing for all rows: nothing is skipped for it."""
+def test_a_tokenizer_or_a_template_that_is_missing_is_the_reason(tokenizer):
     messages = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
-    with pytest.raises(DataError, match=r"row 0 is text .* no tokenizer"):
+    with pytest.raises(DataError, match=r"^row 0 is text .* no tokenizer: CollieDatasetForTraining\(rows, tokenizer\)"):
+        CollieDatasetForTraining(ROWS)
+    with pytest.raises(DataError, match=r"none of the 5 rows can be used.*row 0 is text"):
         CollieDatasetForTraining(ROWS, on_bad_row="skip")
-    with pytest.raises(DataError, match=r"row 0 is a conversation .* has no chat template: .*chat_template=…"):
-        CollieDatasetForTraining(messages, tokenizer, on_bad_row="skip")
+    for kind in (CollieDatasetForTraining, CollieDatasetForGeneration):
+        with pytest.raises(DataError, match=r"row 0 is a conversation .*has no chat template: .*chat_template"):
+            kind(messages, tokenizer)
 
 
 def test_a_cache_of_what_cannot_be_known_is_refused(tokenizer):

@@ -54,6 +54,9 @@ class Lacking:
     rows: str
     reason: str
 
+    def refused(self, row: Mapping[str, Any], index: int) -> Refused:
+        return Refused(index, f"row {index} is {self.rows} (it has {sorted(map(str, row))}) and {self.reason}")
+
 
 class RowEncoder:
     """The encoder of a source: finds each row's format, and hands what the format makes of it to the encoder of that.
@@ -79,10 +82,7 @@ class RowEncoder:
         return hashlib.sha256(json.dumps([formats, parts]).encode()).hexdigest()
 
     def encode(self, rows: Sequence[Any], indices: Sequence[int]) -> list[Encoded | Refused]:
-        """For each row, in order, its tokens or why it has none; those of one kind reach their encoder together.
-
-        Raises DataError: rows for which something is missing that is not theirs, a tokenizer or a chat template.
-        """
+        """For each row, in order, its tokens or why it has none; those of one kind reach their encoder together."""
         done: dict[int, Encoded | Refused] = {}
         kinds: dict[str, dict[int, Example]] = {}
         for place, (row, index) in enumerate(zip(rows, indices, strict=True)):
@@ -95,9 +95,9 @@ class RowEncoder:
         for field, examples in kinds.items():
             encoder, numbers = self.encoders[field], [indices[place] for place in examples]
             if isinstance(encoder, Lacking):
-                keys = sorted(map(str, rows[next(iter(examples))]))
-                raise DataError(f"row {numbers[0]} is {encoder.rows} (it has {keys}) and {encoder.reason}")
-            done.update(zip(examples, encoder.encode(list(examples.values()), numbers), strict=True))
+                done.update((place, encoder.refused(rows[place], indices[place])) for place in examples)
+            else:
+                done.update(zip(examples, encoder.encode(list(examples.values()), numbers), strict=True))
         return [done[place] for place in range(len(rows))]
 
     def example(self, row: Any, index: int) -> Example:

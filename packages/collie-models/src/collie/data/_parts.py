@@ -142,7 +142,7 @@ def _peek(source: Source, rows: Iterable[Any]) -> tuple[list[Any], Iterable[Any]
 
 
 def _formats_of(rows: Sequence[Any], encoder: RowEncoder) -> str:
-    names = {}
+    names: dict[str, None] = {}  # in the order in which they come
     for index, row in enumerate(rows):
         try:
             names[encoder.formats.of(row, index).name] = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -75,7 +74,8 @@ def is_sequence(value: Any, length: int) -> bool:
 
 def has_target(labels: Sequence[int]) -> bool:
     """Whether a loss can come from these labels: the loss shifts, so that nothing predicts the first position."""
-    return any(label != IGNORE_INDEX for label in islice(labels, 1, None))
+    predicted = labels[1:]
+    return predicted.count(IGNORE_INDEX) < len(predicted)
 
 
 def check_target(tokens: Tokens, index: int, *, uncut: int | None = None) -> None:
