@@ -223,6 +223,19 @@ def test_a_prompt_that_opens_the_thoughts():
     assert reason.startswith("row 7: where its turn 0 stands") and "train_on='last'" in reason
 
 
+def test_a_switch_that_is_off_unless_asked():
+    """As DeepSeek V3.1 has it: the prompt closes the thoughts, or opens them; neither mark is the model's to write."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|im_start|>' + m.content }}{% else %}"
+        "{{ '<|endoftext|>' + ('<think>' + m.reasoning_content if m.reasoning_content else '') + '</think>' }}"
+        "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|endoftext|>{{ '<think>' if thinking else '</think>' }}{% endif %}"
+    )
+    tokenizer = chat_templates.chatml(template)
+    _, runs = _encoded(ChatEncoder(tokenizer), tokenizer, [*THOUGHT, *TWO_TURNS[2:]])
+    assert runs == ["Two and two.</think>It is 4.<|im_end|>", "6.<|im_end|>"]
+
+
 def test_template_variables():
     tokenizer = chat_templates.chatml("{{- mark }}" + chat_templates.QWEN_3)
     encoder = ChatEncoder(tokenizer, chat_template_kwargs={"mark": "now"})
@@ -273,6 +286,16 @@ def test_several_generation_blocks_of_a_turn():
     assert _encoded(ChatEncoder(tokenizer), tokenizer, messages)[1] == [thoughts, "6.<|im_end|>"]
     assert _encoded(ChatEncoder(tokenizer, train_on=[0]), tokenizer, messages)[1] == [thoughts]
     assert _encoded(ChatEncoder(tokenizer, train_on="last"), tokenizer, messages)[1] == ["6.<|im_end|>"]
+
+
+def test_the_mask_of_transformers_where_that_is_right():
+    tokenizer = chat_templates.chatml(chat_templates.GENERATION)
+    theirs = tokenizer.apply_chat_template(
+        [SYSTEM, *TWO_TURNS], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ours = _one(ChatEncoder(tokenizer), [SYSTEM, *TWO_TURNS]).tokens
+    assert ours.input_ids == theirs["input_ids"]
+    assert [int(label != -100) for label in ours.labels] == theirs["assistant_masks"]
 
 
 def test_a_generation_block_that_ends_at_the_first_token():
@@ -464,6 +487,8 @@ def test_options_that_do_not_fit(tmp_path):
         ChatEncoder(tokenizer, "{% for m in messages %}\n{% endif %}")
     with pytest.raises(DataError, match="neither Jinja text, nor a file"):
         ChatEncoder(tokenizer, tmp_path / "none.jinja")
+    with pytest.raises(DataError, match="neither Jinja text, nor a file"):
+        ChatEncoder(tokenizer, "no template at all " * 50)
     with pytest.raises(DataError, match="has no chat template: give chat_template"):
         ChatEncoder(byte_level(["</s>"], eos="</s>"))
 

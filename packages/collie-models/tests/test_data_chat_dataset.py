@@ -4,6 +4,7 @@ import json
 
 import chat_templates
 import pytest
+from torch.utils.data import Subset
 
 from collie.data import CollieDatasetForTraining, Source, check_rows
 from collie.interfaces import DataError
@@ -67,6 +68,8 @@ def test_a_run_that_trains_no_end_of_a_turn_is_refused():
         assert _targets(dataset)[0].strip() in ("It is 4.\n6.", "It is 4.6.")
         with pytest.raises(DataError, match=r"would not learn to stop.*ends no turn of the 5 conversations"):
             check_rows(dataset)
+        with pytest.raises(DataError, match=r"would not learn to stop"):
+            check_rows(Subset(dataset, [1, 2]))
         check_rows(CollieDatasetForTraining(ROWS, tokenizer, chat_template=template, train_on_end=False))
     start = CollieDatasetForTraining(ROWS, tokenizer)[0]["labels"].index(tokenizer("It")["input_ids"][0])
     cut = CollieDatasetForTraining(ROWS, tokenizer, max_length=start + 2)

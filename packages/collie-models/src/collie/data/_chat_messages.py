@@ -62,7 +62,9 @@ def conversation(row: Mapping[str, Any]) -> Conversation:
     raw = row.get("messages")
     if isinstance(raw, str | Mapping) or not isinstance(raw, Sequence) or not len(raw):
         raise DataError("'messages' is no list of messages: [{'role': …, 'content': …}, …] is needed.")
-    messages, turns, untrained = [], [], set()
+    messages: list[dict[str, Any]] = []
+    turns: list[int] = []
+    untrained: set[int] = set()
     for index, message in enumerate(raw):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(f"message {index} is no dict with a 'role': {str(message)[:60]!r}.")

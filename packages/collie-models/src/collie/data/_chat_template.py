@@ -14,6 +14,7 @@ from collie.interfaces import DataError, MissingExtraError, nearest
 
 _TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _OPEN, _CLOSE = "\ue000", "\ue001"  # of the private use area: no text has them
+_LONGEST_NAME = 256  # characters of a file's name: the system has an error of its own for longer ones
 _THINKING = ("enable_thinking", "thinking")  # what templates call the switch of their reasoning
 
 
@@ -59,12 +60,12 @@ class ChatTemplate:
     def prompts(self, conversation: Conversation, upto: int) -> list[str]:
         """Prompts that an engine may make of the first `upto` messages, each with its generation prompt; longest first.
 
-        Templates of models that can think without being heard write an empty think block behind the prompt, if
-        asked: that is one more prompt.
+        A template with a switch for thoughts may open a think block behind the prompt, or write an empty one, as it
+        is set: each is one more prompt.
         """
         source = self._source(conversation.tools)
         names = [name for name in _THINKING if re.search(rf"\b{name}\b", source)]
-        switches: list[dict[str, Any]] = [{}, *({name: False} for name in names)]
+        switches: list[dict[str, Any]] = [{}, *({name: value} for name in names for value in (False, True))]
         found = {self.render(conversation, upto, prompt=True, **switch) for switch in switches}
         return sorted(found, key=len, reverse=True)
 
@@ -157,7 +158,7 @@ def _text_of(template: str | Path, named: Mapping[str, str]) -> str:
         if "{{" in template or "{%" in template:
             return template
     path = Path(template)
-    if path.is_file():
+    if len(path.name) < _LONGEST_NAME and path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -76,7 +76,7 @@ def _probed(
     history = template.render(conversation, message) if message else ""
     local, tail = _around(template.render(probed, message + 1), turn)
     heads = [prompt[len(history) :] for prompt in prompts if prompt.startswith(history)]
-    if not local.startswith(history) or len(heads) != len(prompts):
+    if not local.startswith(history) or not heads:
         raise DataError(_unknown(turn, "what it writes before the turn changes with the turn"))
     start, end = known
     if start is None:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from collie.interfaces import ConfigError
 from collie.recipes._data import DataRecipe, SourceRecipe
@@ -46,10 +47,12 @@ def _recipe(options: argparse.Namespace) -> tuple[DataRecipe, Path]:
     return dataclasses.replace(recipe, **_from_here(given)), folder
 
 
-def _from_here(given: dict[str, object]) -> dict[str, object]:
+def _from_here(given: dict[str, Any]) -> dict[str, Any]:
     """Paths of the command line are looked for where it runs, not beside the recipe."""
     return {
-        name: str(Path(value).absolute()) if isinstance(value, str) and Path(value).exists() else value
+        name: str(Path(value).absolute())
+        if isinstance(value, str) and "{" not in value and Path(value).exists()
+        else value
         for name, value in given.items()
     }
 
