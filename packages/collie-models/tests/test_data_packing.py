@@ -76,6 +76,7 @@ def test_the_report_says_how_full_packs_are_and_a_slice_is_a_dataset():
     part = packs[1:3]
     assert list(part) == [packs[1], packs[2]] and part.report.fill == 0.6 and part.report.tokens == 12
     assert packs[-1] == packs[4]
+    assert packs.lengths.tolist() == [9, 10, 2, 9, 10] and part.lengths.tolist() == [10, 2]
 
 
 def test_a_dataset_is_packed_without_being_read(monkeypatch):

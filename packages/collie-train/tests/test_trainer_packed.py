@@ -43,7 +43,12 @@ def described(family):
     return toy_llama_config(rope_parameters=scaling, max_position_embeddings=6, **sizes)
 
 
-def train(packs, micro, accumulate, family="llama", fused=False, stage=0, **options):
+def call_the_model(trainer, batch, step):
+    """A train_fn. On stages it gets all packs of a step in one batch, so that its mean is that over all targets."""
+    return trainer.model(**batch).loss
+
+
+def train(packs, micro, accumulate, family="llama", fused=False, train_fn=None, stage=0, **options):
     """Train three steps of all rows; return the losses and this rank's parameters."""
     config = make_config(stage, micro, accumulate, train_epochs=3, **options)
     config.model_config = described(family)
@@ -51,7 +56,7 @@ def train(packs, micro, accumulate, family="llama", fused=False, stage=0, **opti
     model, losses = make_model(config), Losses()
     optimizer = Lomo(model, lr=LR) if fused else sgd(model.parameters())
     rows = dataset().packed(PACK) if packs else dataset()
-    trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows, callbacks=[losses])
+    trainer = Trainer(model, config, optimizer=optimizer, train_dataset=rows, callbacks=[losses], train_fn=train_fn)
     trainer.train()
     parts = {}
     for name, parameter in model.named_parameters():
@@ -73,6 +78,7 @@ LAYOUTS = {
     "dp2": (2, {"micro": 2, "accumulate": 2}),
     "pp2": (2, {"pp_size": 2, "micro": 2, "accumulate": 3}),
     "pp2 interleaved": (2, {"pp_size": 2, "pp_schedule": "interleaved", "micro": 2, "accumulate": 3}),
+    "pp2 train_fn": (2, {"pp_size": 2, "micro": 1, "accumulate": 6, "train_fn": call_the_model}),
     "tp2 pp2": (4, {"pp_size": 2, "tp_size": 2, "micro": 4, "accumulate": 2, "sequence_parallel": True}),
     "mistral pp2": (2, {"pp_size": 2, "micro": 1, "accumulate": 6, "family": "mistral"}),
 }

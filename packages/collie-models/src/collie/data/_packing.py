@@ -80,6 +80,12 @@ class PackedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._order)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """The number of tokens in each pack, [packs] int64."""
+        tokens_P: np.ndarray = self._tokens_P[self._order]
+        return tokens_P
+
     def rows_of(self, index: int) -> list[int]:
         """The numbers of the rows in pack `index`, as the dataset counts them."""
         pack = self._order[index]
@@ -89,7 +95,7 @@ class PackedDataset(Dataset[Any]):
     @property
     def report(self) -> PackingReport:
         """How many packs there are, and how full they are."""
-        tokens, packs = int(self._tokens_P[self._order].sum()), len(self)
+        tokens, packs = int(self.lengths.sum()), len(self)
         rows = int(np.diff(self._ends)[self._order].sum())
         fill = tokens / (packs * self.max_length) if packs else 0.0
         return PackingReport(rows, tokens, packs, self.max_length, fill, self._longest)
