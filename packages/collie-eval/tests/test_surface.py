@@ -14,7 +14,13 @@ import collie.utils.data_provider
 def test_public_names():
     assert collie.metrics.__all__ == ["BaseMetric", "DecodeMetric", "PPLMetric"]
     assert collie.controller.server.__all__ == ["Server"]
-    assert collie.utils.data_provider.__all__ == ["BaseProvider", "GradioProvider"]
+    assert collie.utils.data_provider.__all__ == [
+        "BaseProvider",
+        "DashProvider",
+        "GradioProvider",
+        "Question",
+        "RunFolderProvider",
+    ]
     assert collie.controller.evaluator.__all__ == ["Evaluator", "EvaluatorForGeneration", "EvaluatorForPerplexity"]
 
 

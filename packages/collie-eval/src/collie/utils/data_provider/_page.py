@@ -70,8 +70,8 @@ def page(asking: Asking) -> Any:
         )
         talk = gradio.Chatbot(
             label="Conversation", show_label=False, height="56vh", elem_id="conversation", buttons=["copy"],
-            render_markdown=False, sanitize_html=True, feedback_options=None, allow_file_downloads=False, layout="bubble",
-            placeholder="Ask the model something.",
+            render_markdown=False, sanitize_html=True, feedback_options=None, allow_file_downloads=False,
+            layout="bubble", placeholder="Ask the model something.",
         )  # fmt: skip
         status = gradio.Markdown("", elem_id="status")
         with gradio.Row(equal_height=True):
