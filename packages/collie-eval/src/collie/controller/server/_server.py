@@ -41,9 +41,9 @@ class Server:
 
     Refused are prompts that leave the model no position for an answer, and those whose keys and values would not fit
     the free memory of a rank; an answer ends where the model's positions do. Where memory runs out nevertheless, it is
-    given back and training goes on, if all ranks can hear of it. A rank that waits inside an exchange of the model's
-    own for one that has run out cannot (under ZeRO-3 any rank that did not run out itself): then the one that failed raises after a minute, and the launcher ends the run,
-    which is better than ranks that wait for ever.
+    given back and training goes on, if all ranks can hear of it. A rank cannot that waits, inside an exchange of the
+    model's own, for one that has run out; under ZeRO-3 that is any rank that did not run out itself. Then the one that
+    failed raises after a minute, and the launcher ends the run, which is better than ranks that wait for ever.
 
     Args:
         model: CoLLiE's, or one of transformers.

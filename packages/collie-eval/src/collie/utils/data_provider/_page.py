@@ -1,6 +1,7 @@
 """The page itself: a conversation, how to answer, and what came of it."""
 
 import asyncio
+import html
 import queue
 import time
 from collections.abc import AsyncIterator, Callable
@@ -69,7 +70,7 @@ def page(asking: Asking) -> Any:
             f"# {asking.name}\n\nA model in training, which answers between two steps. {kind}", elem_id="title"
         )
         talk = gradio.Chatbot(
-            label="Conversation", show_label=False, height="56vh", elem_id="conversation", buttons=["copy"],
+            label="Conversation", show_label=False, height="56vh", elem_id="conversation", buttons=[],
             render_markdown=False, sanitize_html=True, feedback_options=None, allow_file_downloads=False,
             layout="bubble", placeholder="Ask the model something.",
         )  # fmt: skip
@@ -117,7 +118,7 @@ class _Sessions:
         if not text or not text.strip():
             yield gradio.skip(), talk, "Write a prompt first.", gradio.skip(), gradio.skip()
             return
-        talk = [*talk, {"role": "user", "content": text}]
+        talk = [*talk, {"role": "user", "content": _shown(text)}]
         options = {"max_new_tokens": int(longest), "temperature": float(heat)}
         try:
             question = self._asking.ask([_plain(message) for message in talk], options)
@@ -129,7 +130,7 @@ class _Sessions:
         try:
             yield "", talk, self._place(question), *_buttons(busy=True)
             async for written, status in self._grow(question):
-                told = [*talk, {"role": "assistant", "content": written}] if written else talk
+                told = [*talk, {"role": "assistant", "content": _shown(written)}] if written else talk
                 yield gradio.skip(), told, status, *_buttons(busy=not question.ended)
         finally:
             question.cancel()  # where the page was left; of no effect on what has ended
@@ -183,9 +184,14 @@ def _buttons(busy: bool) -> tuple[Any, Any]:
     return gradio.update(visible=not busy), gradio.update(visible=busy)
 
 
+def _shown(text: str) -> str:
+    """Text as a Chatbot shows it as it is: one without Markdown still takes tags for markup."""
+    return html.escape(text, quote=False)
+
+
 def _plain(message: Message) -> dict[str, str]:
-    """A message of the conversation with its text alone, which a Chatbot gives back in parts."""
+    """A message of the conversation with its text as it was; a Chatbot gives back the shown one, in parts."""
     content = message["content"]
     if not isinstance(content, str):
         content = "".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
-    return {"role": str(message["role"]), "content": content}
+    return {"role": str(message["role"]), "content": html.unescape(content)}
