@@ -153,9 +153,9 @@ def test_an_answer_grows_and_whole_characters_are_seen(page):
 
 def test_what_cannot_be_answered_is_said(page):
     ask = client(page[2])
-    assert last(ask.predict("too long", [], 32, 0.0, api_name="/answer")) == (
-        "too long", "⚠ Not answered: a prompt of 8 tokens leaves no room to answer: the model has 8 positions.",
-    )  # fmt: skip
+    text, talk, status, *_ = ask.predict("too long", [], 32, 0.0, api_name="/answer")
+    assert status == "⚠ Not answered: a prompt of 8 tokens leaves no room to answer: the model has 8 positions."
+    assert (text, talk) == ("too long", [])  # to be mended; the conversation is as it was
     assert ask.predict(" ", [], 32, 0.0, api_name="/answer")[2] == "Write a prompt first."
 
 
@@ -287,6 +287,8 @@ def test_in_a_browser(page, tmp_path):
         browser.value("document.querySelector('#stop').click()")
         browser.wait("document.querySelector('#status').innerText.startsWith('Stopped at step 0')")
         model.held.set()
+        clear = "(t => { t.value = ''; t.dispatchEvent(new Event('input')); })"
+        browser.value(f"{clear}(document.querySelector('#prompt textarea'))")  # what was stopped is there again
         _ask(browser, "too long")
         browser.wait("document.querySelector('#status').innerText.includes('the model has 8 positions')")
         browser.screenshot(shots / "page.png")

@@ -68,7 +68,7 @@ class Server:
         self.data_provider: BaseProvider = providers[0]  # the one whose prompt is answered, or was last
         self._providers: list[BaseProvider] = providers
         self._next: Any = None  # rank 0: the prompt that was looked at, and is to be answered
-        self._started = False
+        self._started = 0  # by how many, of a training and the evaluations in it
         self._context: RunContext | None = None
         self._last_company: Company | None = None
 
@@ -85,12 +85,13 @@ class Server:
                 provider.bind(context)
 
     def start(self) -> None:
-        """Start the providers, on rank 0; a second time it does nothing. Collective.
+        """Start the providers, on rank 0; nothing where they are started already. Collective.
 
         Raises:
             ConfigError: one cannot be started, such as a page whose port is taken; on every rank.
         """
-        if self._started:
+        self._started += 1
+        if self._started > 1:
             return
         problem: list[str | None] = [None]
         if active_topology().rank == 0:
@@ -102,18 +103,18 @@ class Server:
         if active_topology().world_size > 1:
             dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
+            self._started = 0
             raise ConfigError(problem[0])
-        self._started = True
 
     def stop(self) -> None:
-        """Stop the providers, on rank 0: what still waits is told that the training has ended."""
-        if self._started and active_topology().rank == 0:
+        """Stop the providers, on rank 0, with the last that started them: what still waits is told of the end."""
+        self._started -= 1
+        if self._started == 0 and active_topology().rank == 0:
             if self._next is not None:
                 self._next = None
                 self.data_provider.put_error("the training has ended before this was answered.")
             for provider in self._providers:
                 provider.stop_provider()
-        self._started = False
 
     def waiting(self) -> bool:
         """Whether a provider has a prompt: an answer for rank 0, and False on the others. Nobody is waited for."""

@@ -17,9 +17,9 @@ from collie.utils.data_provider._text import TextStream
 _POLL_SECONDS = 0.05  # how often a conversation looks for its next piece
 _CSS = """
 .gradio-container { max-width: 860px !important; margin: 0 auto !important; }
-#title h1 { margin-bottom: 0; } #title p { color: var(--body-text-color-subdued); margin-top: .25rem; }
-#status { min-height: 1.5rem; } #status p { color: var(--body-text-color-subdued); font-size: .875rem; margin: 0; }
-#conversation .message { white-space: pre-wrap; overflow-wrap: anywhere; }
+#title h1 { margin-bottom: 0; } #title p { margin-top: .25rem; opacity: .75; }
+#status { min-height: 1.5rem; } #status p { font-size: .875rem; margin: 0; opacity: .75; }
+#conversation .message * { white-space: pre-wrap; overflow-wrap: anywhere; }
 footer { display: none !important; }
 """
 
@@ -118,20 +118,28 @@ class _Sessions:
         if not text or not text.strip():
             yield gradio.skip(), talk, "Write a prompt first.", gradio.skip(), gradio.skip()
             return
-        talk = [*talk, {"role": "user", "content": _shown(text)}]
+        session = str(request.session_hash)
+        if session in self._open:
+            yield gradio.skip(), talk, "Wait for the answer, or stop it.", gradio.skip(), gradio.skip()
+            return
+        before, talk = talk, [*talk, {"role": "user", "content": _shown(text)}]
         options = {"max_new_tokens": int(longest), "temperature": float(heat)}
         try:
             question = self._asking.ask([_plain(message) for message in talk], options)
         except Exception as error:  # such as a chat template that refuses the order of roles
-            yield "", talk, _as_status(error), *_buttons(busy=False)
+            yield text, before, _as_status(error), *_buttons(busy=False)
             return
-        session = str(request.session_hash)
         self._open[session] = question
         try:
             yield "", talk, self._place(question), *_buttons(busy=True)
+            written = status = ""
             async for written, status in self._grow(question):
                 told = [*talk, {"role": "assistant", "content": _shown(written)}] if written else talk
-                yield gradio.skip(), told, status, *_buttons(busy=not question.ended)
+                yield gradio.skip(), told, status, *_buttons(busy=True)
+            if written:
+                yield gradio.skip(), told, status, *_buttons(busy=False)
+            else:  # roles stay in turn, and the prompt can be mended
+                yield text, before, status, *_buttons(busy=False)
         finally:
             question.cancel()  # where the page was left; of no effect on what has ended
             self._open.pop(session, None)
