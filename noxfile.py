@@ -34,7 +34,7 @@ TUI_LIMIT = 100 * 10**6  # bytes of the dashboard's environment, with what the t
 EXTRAS = {
     "config": "[hf,tensorboard]",
     "models": "[deepspeed,peft,quant]",
-    "eval": "[lm-eval,zh]",
+    "eval": "[gradio,lm-eval,zh]",
 }  # optional parts that a package's own tests use
 PYTEST = ("pytest", "pytest-timeout")
 

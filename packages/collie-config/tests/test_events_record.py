@@ -51,7 +51,7 @@ EVENTS: list[Event] = [
     Log("info", "第一步 done"),
     Checkpoint("/models/tiny", 0.5, 4096),
     Alert("warning", "events_dropped", "3 events were dropped."),
-    Prompt("01764000003000000000-0a1b2c3d", "Hello", True),
+    Prompt("01764000003000000000-0a1b2c3d", "Hello", True, tokens=5, seconds=0.5),
     Bye("stopped", "Stopped after step 1: somebody asked."),
     Phase("evaluating"),
 ]
@@ -105,6 +105,9 @@ def test_a_later_minor_version_is_read():
     values = json.loads(changed(1, v="1.7", colour="red", grad_norm=3))
     del values["memory"], values["total"]
     assert decode(json.dumps(values)).event == Step(2.5, 0.001, 512, 0.25, grad_norm=3.0)
+    values = json.loads(SAMPLE[9])
+    del values["error"], values["tokens"], values["seconds"]
+    assert decode(json.dumps(values)).event == Prompt("01764000003000000000-0a1b2c3d", "Hello", True)
 
 
 def test_an_unknown_kind_is_nothing():

@@ -129,8 +129,14 @@ def test_files_that_are_no_requests_are_left_alone(run):
     (run.control / f".{stem}.json.1234").write_text("half")
     (run.control / "README.json").write_text('{"kind": "stop", "t": 1, "arguments": {}}')
     (run.control / f"{'1' * 20}-00000000.json").write_text('{"kind": "stop", "t": "now", "arguments": {}}')
+    too_large, link, pipe = (run.control / f"{digit * 20}-00000000.json" for digit in "234")
+    too_large.write_text(json.dumps({"kind": "prompt", "t": 1, "arguments": {"text": "a" * 2**20}}))
+    link.symlink_to(run.control / f"{valid}.json")
+    os.mkfifo(pipe)  # which nobody writes to: reading it must not wait
     assert [request.id for request in run.pending()] == [valid]
-    assert len(list(run.control.iterdir())) == 5
+    assert len(list(run.control.iterdir())) == 8
+    with pytest.raises(ConfigError, match="is too large: 1,048,576 at most"):
+        run.request("prompt", text="a" * 2**20)
 
 
 def test_resolving_cannot_reach_outside(run):

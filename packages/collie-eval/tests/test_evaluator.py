@@ -235,7 +235,6 @@ def test_rows_of_padding_inside_a_batch_never_count(bigram):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"server": object()}, "leave server=None"),
         ({"metrics": [PPLMetric()]}, "metrics must be a dict"),
         ({"metrics": {"ppl": PPLMetric}}, r"metrics\['ppl'\] must be a BaseMetric"),
     ],

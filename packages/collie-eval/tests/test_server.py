@@ -5,12 +5,15 @@ import threading
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaForCausalLM, MistralConfig
 
 from collie.config import CollieConfig
+from collie.controller.evaluator import EvaluatorForPerplexity
 from collie.controller.server import Server
+from collie.controller.server._limits import cache_bytes
 from collie.events import Alert
 from collie.interfaces import ConfigError, RunContext
+from collie.metrics import PPLMetric
 from collie.models import CollieModelForCausalLM
 from collie.testing import run_ranks, toy_llama_config
 from collie.utils.data_provider import BaseProvider, DashProvider
@@ -104,6 +107,7 @@ def test_the_provider_is_started_once_on_rank_0():
         try:
             server.start()
             server.start()
+            server.stop()  # one of the two: it goes on
             provider.asked.wait(timeout=5 if torch.distributed.get_rank() == 0 else 0)
             return provider.get_data(), provider.get_data()
         finally:
@@ -119,3 +123,76 @@ def test_what_is_no_provider_or_cannot_generate_is_refused():
         Server(torch.nn.Linear(1, 1), Given())
     with pytest.raises(ConfigError, match="Use GradioProvider"):
         DashProvider(tokenizer=None)
+
+
+def test_providers_take_turns_and_the_answer_goes_to_who_asked():
+    def run():
+        first, second = Given([5], [6]), Given([7])
+        server = Server(toy(), [first, second])
+        order = []
+        for _ in range(3):
+            assert server.waiting()
+            order.append(server.data_provider is first)
+            server.data_provider_handler()
+        return order, len(first.answers()), len(second.answers()), server.waiting()
+
+    assert run_ranks(1, run)[0] == ([True, False, True], 4, 2, False)
+
+
+def test_an_answer_ends_where_the_models_positions_do():
+    """64 of them; a prompt that leaves none is refused, and so is one beyond the length that was asked for."""
+
+    def run():
+        provider = Given([5] * 62, [5] * 64)
+        server = Server(toy(), provider)
+        server.data_provider_handler()
+        server.data_provider_handler()
+        provider.generation_config = GenerationConfig(max_length=3)
+        provider.put_data([5] * 3)
+        server.data_provider_handler()
+        return provider.answers(), provider.last_error
+
+    answers, error = run_ranks(1, run)[0]
+    assert len(answers[0]) == 2 and answers[1:] == [None] * 3
+    assert error == "a prompt of 3 tokens has no room for an answer within the asked max_length."
+
+
+@pytest.mark.parametrize("model_type", ["llama", "window", "transformers"])
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_the_bytes_of_a_cache_are_those_that_it_has(model_type, tokens):
+    """Counted in a cache that the model filled; a window of 8 keeps the keys that the next query needs."""
+
+    def run():
+        if model_type == "transformers":
+            model = LlamaForCausalLM(toy_llama_config())
+        else:
+            config = CollieConfig(checkpointing=False, use_flash=False)
+            config.model_config = toy_llama_config()
+            if model_type == "window":
+                config.model_config = MistralConfig(**toy_llama_config().to_dict() | {"sliding_window": 8})
+            model = CollieModelForCausalLM.from_config(config)
+        cache = model.eval()(torch.arange(3, 3 + tokens)[None], use_cache=True).past_key_values
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        return held, cache_bytes(model, tokens, None), cache_bytes(model, tokens, GenerationConfig(num_beams=3))
+
+    held, counted, with_beams = run_ranks(1, run)[0]
+    slack = counted // 8 if model_type == "window" and tokens > 8 else 0  # the key that the next query drops
+    assert counted - slack <= held <= counted and with_beams == 3 * counted
+
+
+def test_an_evaluator_answers_between_its_batches():
+    """On all ranks, also where one has only fillers left; what it measures is what it was without prompts."""
+
+    def run():
+        rows = [{"input_ids": [3 + i, 5, 6, 7], "labels": [3 + i, 5, 6, 7]} for i in range(5)]
+        provider = Given([5, 6], [7, 8])
+        model = toy()
+
+        def ppl(server):
+            return EvaluatorForPerplexity(model, rows, metrics={"ppl": PPLMetric()}, server=server).eval()
+
+        return ppl(None), ppl(Server(model, provider)), provider.answers()
+
+    (without, served, answers), (_, other, none) = run_ranks(2, run)
+    assert without == served == other and none == []
+    assert answers.count(None) == 3  # one is asked as it starts

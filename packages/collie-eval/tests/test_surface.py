@@ -25,7 +25,13 @@ def test_public_names():
         "TokenF1Metric",
     ]
     assert collie.controller.server.__all__ == ["Server"]
-    assert collie.utils.data_provider.__all__ == ["BaseProvider", "GradioProvider"]
+    assert collie.utils.data_provider.__all__ == [
+        "BaseProvider",
+        "DashProvider",
+        "GradioProvider",
+        "Question",
+        "RunFolderProvider",
+    ]
     assert collie.controller.evaluator.__all__ == [
         "Evaluator",
         "EvaluatorForClassfication",

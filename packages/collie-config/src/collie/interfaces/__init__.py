@@ -12,7 +12,7 @@ from collie.interfaces._errors import (
     ParallelSizeError,
     UnknownFieldError,
 )
-from collie.interfaces._protocols import EventSink, RunContext, SupportsEval, SupportsServer
+from collie.interfaces._protocols import EventSink, RunContext, SupportsEval, SupportsServer, serving
 from collie.interfaces._require import nearest, require
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "UnknownFieldError",
     "nearest",
     "require",
+    "serving",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,10 +60,10 @@ class SupportsServer(Protocol):
         """Take the run's events and step."""
 
     def start(self) -> None:
-        """Begin to take prompts; a second time it does nothing. Every rank calls it."""
+        """Begin to take prompts; where that has begun nothing happens. Every rank calls it."""
 
     def stop(self) -> None:
-        """Take no more prompts, until `start`. Waits for no other rank."""
+        """Take no more prompts, when it was called as often as `start`. Waits for no other rank."""
 
     def waiting(self) -> bool:
         """Whether this rank has a prompt to be answered. Never waits, neither for one nor for other ranks."""
@@ -70,3 +71,16 @@ class SupportsServer(Protocol):
 
     def data_provider_handler(self) -> None:
         """Answer a prompt, where any rank had one waiting. Every rank calls it."""
+
+
+@contextmanager
+def serving(server: SupportsServer | None) -> Iterator[None]:
+    """Take prompts inside; whoever still waits at the end, however it comes, is told."""
+    if server is None:
+        yield
+        return
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop()

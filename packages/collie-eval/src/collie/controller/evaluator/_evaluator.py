@@ -15,7 +15,7 @@ from collie.controller.evaluator._loss import summed_loss
 from collie.controller.evaluator._report import numbers_of, samples_of
 from collie.data import ColliePadder, MicroBatch, evaluation_batches
 from collie.events import Eval, Sample
-from collie.interfaces import ConfigError, DataError, RunContext
+from collie.interfaces import ConfigError, DataError, RunContext, SupportsServer, serving
 from collie.metrics import BaseMetric
 from collie.metrics._gather import without_rows
 from collie.module import GPTLMLoss
@@ -47,13 +47,13 @@ class Evaluator:
         config: layout and `eval_batch_size` (rows a batch on each rank); None means the model's own config, if it has
             one, and batches of 1.
         collate_fn: rows → batch; None means ColliePadder(padding_left=True).
-        server: must be None in this version.
+        server: a Server, whose prompts are answered between two batches, one at a time.
         monitors: entered before the evaluation and left after it; they get eval_result, eval_name and global_step.
         name: how this evaluation is called in events and by monitors; None means by its metrics' names in events, and
             "eval" by monitors.
 
     Raises:
-        ConfigError: metrics is no dict of metrics, or a server is given.
+        ConfigError: metrics is no dict of metrics.
     """
 
     def __init__(
@@ -65,13 +65,11 @@ class Evaluator:
         eval_fn: EvalFn | None = None,
         config: CollieConfig | None = None,
         collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
-        server: None = None,
+        server: SupportsServer | None = None,
         monitors: Sequence[Any] | None = None,
         *,
         name: str | None = None,
     ) -> None:
-        if server is not None:
-            raise ConfigError(f"server={server!r}: this version has no Server for evaluators; leave server=None.")
         self.model = model
         self.dataset = dataset
         self.tokenizer = tokenizer
@@ -79,6 +77,7 @@ class Evaluator:
         self.config = config if config is not None else getattr(model, "collie_config", None)
         self.collate_fn = collate_fn if collate_fn is not None else ColliePadder(padding_left=True)
         self.monitors = MultiMonitors(monitors or [])
+        self.server = server
         self.name = name
         self._eval_fn: EvalFn = eval_fn if eval_fn is not None else type(self).eval_fn
         self._context: RunContext | None = None
@@ -103,6 +102,8 @@ class Evaluator:
         if model is not None:
             self.model = model
         self.monitors.bind(context)
+        if self.server is not None:
+            self.server.bind(context)
 
     def eval_fn(self, batch: dict[str, Any]) -> Result:
         """Evaluate one batch. Here: loss_sum and tokens of its labels; subclasses say otherwise.
@@ -134,7 +135,7 @@ class Evaluator:
             metric.construct(self)
             metric.reset()
         with self.monitors as item:
-            with _evaluating(self.model, self.topology), torch.no_grad():
+            with _evaluating(self.model, self.topology), torch.no_grad(), serving(self.server):
                 rows, samples = self._run(batches)
             results = numbers_of({name: metric.get_metric() for name, metric in self.metrics.items()})
             item.update({"eval_result": results, "eval_name": self.name or "eval", "global_step": self._step()})
@@ -179,6 +180,8 @@ class Evaluator:
                     metric.update(metric.gather(counted))  # fillers too: every rank takes part
                 elif micro_batch.rows:
                     metric.update(result)
+            if self.server is not None:  # every rank has as many batches
+                self.server.data_provider_handler()
         total = _sum_over_replicas(rows, self.topology)
         if total == 0:
             raise DataError(

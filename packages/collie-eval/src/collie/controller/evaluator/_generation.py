@@ -13,7 +13,7 @@ from collie.config import CollieConfig
 from collie.controller.evaluator._agree import agreed
 from collie.controller.evaluator._evaluator import EvalFn, Evaluator
 from collie.controller.evaluator._prompts import pad_left, prompts_and_targets, until_stop
-from collie.interfaces import ConfigError
+from collie.interfaces import ConfigError, SupportsServer
 from collie.metrics import BaseMetric, DecodeMetric
 from collie.metrics._text import decode
 
@@ -51,7 +51,7 @@ class EvaluatorForGeneration(Evaluator):
         eval_fn: EvalFn | None = None,
         config: CollieConfig | None = None,
         collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
-        server: None = None,
+        server: SupportsServer | None = None,
         monitors: Sequence[Any] | None = None,
         *,
         generation_config: GenerationConfig | None = None,

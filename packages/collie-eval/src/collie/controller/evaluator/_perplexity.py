@@ -9,6 +9,7 @@ from collie.config import CollieConfig
 from collie.controller.evaluator._evaluator import EvalFn, Evaluator
 from collie.controller.evaluator._loss import summed_loss
 from collie.data import ColliePadder
+from collie.interfaces import SupportsServer
 from collie.metrics import BaseMetric, PPLMetric
 from collie.module import GPTLMLoss
 
@@ -38,7 +39,7 @@ class EvaluatorForPerplexity(Evaluator):
         eval_fn: EvalFn | None = None,
         config: CollieConfig | None = None,
         collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
-        server: None = None,
+        server: SupportsServer | None = None,
         monitors: Sequence[Any] | None = None,
         *,
         loss_fn: Callable[..., Any] | None = None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from enum import IntEnum
 
@@ -31,6 +32,10 @@ class Company:
     A model's forward is called equally often on each of them, or it could not be spread over them. So all of them
     exchange a word before each forward, and one at the end, on the CPU, so that no GPU is waited for.
 
+    They have a group of their own for that: in one that the model uses, a word could be taken for a tensor.
+
+    Making one is collective: over all ranks of the run, also those that take no part.
+
     Args:
         topology: the layout.
         everyone: whether the ranks of all replicas take part (ZeRO-3).
@@ -38,11 +43,16 @@ class Company:
     """
 
     def __init__(self, topology: Topology, everyone: bool, patience: float) -> None:
-        self._size = topology.world_size if everyone else topology.pp_size * topology.tp_size
-        self._group = None if everyone else topology.model_group
-        self._patience = patience
+        self.topology, self.everyone = topology, everyone
         self.takes_part = everyone or topology.dp_rank == 0
         self.rank = topology.rank
+        self._patience = patience
+        self._size = topology.world_size if everyone else topology.pp_size * topology.tp_size
+        self._group: dist.ProcessGroup | None = None
+        if self._size > 1:
+            ranks = [replace(topology, rank=rank) for rank in range(topology.world_size)]
+            companies = [[one.rank for one in ranks if everyone or one.dp_rank == dp] for dp in range(topology.dp_size)]
+            self._group = dist.new_subgroups_by_enumeration(companies[: 1 if everyone else None], backend="gloo")[0]
 
     def exchange(self, word: Word) -> Word:
         """Say a word, and return the highest one that was said. Collective.

@@ -58,7 +58,9 @@ def _layers(model: nn.Module) -> list[tuple[int, int | None]]:
 
     Blocks that a plan splits by heads say what is left of them on this rank; of other models the config says it.
     """
-    blocks = [block for block in model.modules() if hasattr(block, "kv_heads") and hasattr(block, "head_dim")]
+    blocks: list[Any] = [
+        block for block in model.modules() if hasattr(block, "kv_heads") and hasattr(block, "head_dim")
+    ]
     if blocks:
         return [(int(block.kv_heads) * int(block.head_dim), getattr(block, "window", None)) for block in blocks]
     config = _text_config(model)

@@ -41,9 +41,9 @@ class Server:
 
     Refused are prompts that leave the model no position for an answer, and those whose keys and values would not fit
     the free memory of a rank; an answer ends where the model's positions do. Where memory runs out nevertheless, it is
-    given back and training goes on, if all ranks can hear of it. A rank that waits inside an exchange of the model's
-    own for one that has run out cannot: then the one that failed raises after a minute, and the launcher ends the run,
-    which is better than ranks that wait for ever.
+    given back and training goes on, if all ranks can hear of it. A rank cannot that waits, inside an exchange of the
+    model's own, for one that has run out; under ZeRO-3 that is any rank that did not run out itself. Then the one that
+    failed raises after a minute, and the launcher ends the run, which is better than ranks that wait for ever.
 
     Args:
         model: CoLLiE's, or one of transformers.
@@ -68,8 +68,9 @@ class Server:
         self.data_provider: BaseProvider = providers[0]  # the one whose prompt is answered, or was last
         self._providers: list[BaseProvider] = providers
         self._next: Any = None  # rank 0: the prompt that was looked at, and is to be answered
-        self._started = False
+        self._started = 0  # by how many, of a training and the evaluations in it
         self._context: RunContext | None = None
+        self._last_company: Company | None = None
 
     @property
     def answers_requests(self) -> bool:
@@ -84,12 +85,13 @@ class Server:
                 provider.bind(context)
 
     def start(self) -> None:
-        """Start the providers, on rank 0; a second time it does nothing. Collective.
+        """Start the providers, on rank 0; nothing where they are started already. Collective.
 
         Raises:
             ConfigError: one cannot be started, such as a page whose port is taken; on every rank.
         """
-        if self._started:
+        self._started += 1
+        if self._started > 1:
             return
         problem: list[str | None] = [None]
         if active_topology().rank == 0:
@@ -101,18 +103,18 @@ class Server:
         if active_topology().world_size > 1:
             dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:
+            self._started = 0
             raise ConfigError(problem[0])
-        self._started = True
 
     def stop(self) -> None:
-        """Stop the providers, on rank 0: what still waits is told that the training has ended."""
-        if self._started and active_topology().rank == 0:
+        """Stop the providers, on rank 0, with the last that started them: what still waits is told of the end."""
+        self._started -= 1
+        if self._started == 0 and active_topology().rank == 0:
             if self._next is not None:
                 self._next = None
                 self.data_provider.put_error("the training has ended before this was answered.")
             for provider in self._providers:
                 provider.stop_provider()
-        self._started = False
 
     def waiting(self) -> bool:
         """Whether a provider has a prompt: an answer for rank 0, and False on the others. Nobody is waited for."""
@@ -146,10 +148,7 @@ class Server:
         Raises:
             RuntimeError: this rank failed, and others wait for it inside an exchange of the model's own.
         """
-        topology = active_topology()
-        engine = current_engine(self.model)
-        sharded = engine is not None and engine.zero_stage == 3
-        company = Company(topology, sharded and topology.dp_size > 1, _PATIENCE)
+        topology, company = active_topology(), self._company()
         if not company.takes_part:
             return  # this replica trains on with the others when they have answered
         config, refusal = self._within_limits(company, input_ids_BS.shape[1], generation_config)
@@ -161,13 +160,22 @@ class Server:
         try:
             cuda = [topology.device] if topology.device.type == "cuda" else []
             with torch.random.fork_rng(devices=cuda):
-                failure = self._answer(company, input_ids_BS.to(topology.device), config, sharded)
+                failure = self._answer(company, input_ids_BS.to(topology.device), config)
         finally:
             self.model.train(trained)
         if failure is not None:
             self._give_up(failure)
         elif topology.rank == 0:
             self.data_provider.put_feedback(None)
+
+    def _company(self) -> Company:
+        """Return the ranks that answer together. Collective when it is asked in a new layout."""
+        topology, engine = active_topology(), current_engine(self.model)
+        everyone = engine is not None and engine.zero_stage == 3 and topology.dp_size > 1
+        last = self._last_company
+        if last is None or last.topology is not topology or last.everyone != everyone:
+            last = self._last_company = Company(topology, everyone, _PATIENCE)
+        return last
 
     def _within_limits(
         self, company: Company, prompt: int, given: GenerationConfig | None
@@ -177,10 +185,7 @@ class Server:
         if new < 1:
             return given, f"a prompt of {prompt} tokens has no room for an answer within the asked max_length."
         if longest is not None and prompt >= longest:
-            return (
-                given,
-                f"a prompt of {prompt} tokens leaves no room for an answer: the model has {longest} positions.",
-            )
+            return given, f"a prompt of {prompt} tokens leaves no room to answer: the model has {longest} positions."
         if longest is not None and prompt + new > longest:
             new = longest - prompt
             given = copy.deepcopy(given) if given is not None else GenerationConfig()
@@ -196,14 +201,12 @@ class Server:
             f"Ask for a shorter answer (max_new_tokens), or with a shorter prompt."
         )
 
-    def _answer(
-        self, company: Company, input_ids_BS: Tensor, config: GenerationConfig | None, sharded: bool
-    ) -> str | None:
+    def _answer(self, company: Company, input_ids_BS: Tensor, config: GenerationConfig | None) -> str | None:
         """Generate, and return what went wrong on any rank; None where the answer is whole."""
         problem: Exception | None = None
         word = Word.GO
         try:
-            self._generate(company, input_ids_BS, config, sharded)
+            self._generate(company, input_ids_BS, config)
         except OtherRankFailed:
             word = Word.FAILED  # all of them have heard it
         except Exception as error:
@@ -214,7 +217,7 @@ class Server:
             except RuntimeError as timeout:
                 raise RuntimeError(
                     f"rank {company.rank} failed while the ranks answered a prompt together, and the others wait for "
-                    f"it inside the model: the run cannot go on. {type(problem).__name__}: {problem}"
+                    f"it inside the model, so the run cannot go on: {type(problem).__name__}: {problem}"
                 ) from (problem or timeout)
         if word is not Word.FAILED:
             return None
@@ -225,14 +228,15 @@ class Server:
             torch.cuda.empty_cache()
         return company.first_reason(reason) or "a rank failed, and does not say why."
 
-    def _generate(self, company: Company, input_ids_BS: Tensor, config: GenerationConfig | None, sharded: bool) -> None:
+    def _generate(self, company: Company, input_ids_BS: Tensor, config: GenerationConfig | None) -> None:
         provider = self.data_provider if company.rank == 0 else None
         extra: dict[str, Any] = {}
         if provider is not None and provider.stream:
             extra["streamer"] = _Streamer(provider)
-        if sharded and active_topology().dp_size > 1:
+        if company.everyone:
             extra["synced_gpus"] = True  # CoLLiE's models know it, those of transformers must be told
-        looping = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        adapted: Any = self.model  # one of peft hands over to the model inside, whose forward is what repeats
+        looping = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
         with company.answering(looping, self.data_provider.cancelled) as stop:
             output = self.model.generate(  # type: ignore[operator]  # transformers' GenerationMixin
                 input_ids=input_ids_BS,

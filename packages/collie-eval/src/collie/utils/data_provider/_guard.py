@@ -36,7 +36,8 @@ form {{ width: min(24rem, 90vw); box-sizing: border-box; padding: 2rem; border-r
 h1 {{ margin: 0 0 .25rem; font-size: 1.25rem; }} p {{ margin: 0 0 1rem; color: light-dark(#555, #aaa); }}
 input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .6rem .75rem; border-radius: 8px; }}
 input {{ border: 1px solid light-dark(#bbb, #555); background: transparent; color: inherit; margin-bottom: .75rem; }}
-button {{ border: 0; background: #2f6f4f; color: #fff; cursor: pointer; }} .wrong {{ color: light-dark(#b00020, #ff8a80); }}
+button {{ border: 0; background: #2f6f4f; color: #fff; cursor: pointer; }}
+.wrong {{ color: light-dark(#b00020, #ff8a80); }}
 </style></head><body><form method="post" action="/login"><h1>A model in training</h1>
 <p>The log of the run's rank 0 says the token of this page.</p>{wrong}
 <input name="token" type="password" aria-label="Token" placeholder="Token" autocomplete="off" autofocus required>

@@ -1,6 +1,7 @@
 """The page itself: a conversation, how to answer, and what came of it."""
 
 import asyncio
+import html
 import queue
 import time
 from collections.abc import AsyncIterator, Callable
@@ -16,9 +17,9 @@ from collie.utils.data_provider._text import TextStream
 _POLL_SECONDS = 0.05  # how often a conversation looks for its next piece
 _CSS = """
 .gradio-container { max-width: 860px !important; margin: 0 auto !important; }
-#title h1 { margin-bottom: 0; } #title p { color: var(--body-text-color-subdued); margin-top: .25rem; }
-#status { min-height: 1.5rem; } #status p { color: var(--body-text-color-subdued); font-size: .875rem; margin: 0; }
-#conversation .message { white-space: pre-wrap; overflow-wrap: anywhere; }
+#title h1 { margin-bottom: 0; } #title p { margin-top: .25rem; opacity: .75; }
+#status { min-height: 1.5rem; } #status p { font-size: .875rem; margin: 0; opacity: .75; }
+#conversation .message * { white-space: pre-wrap; overflow-wrap: anywhere; }
 footer { display: none !important; }
 """
 
@@ -69,9 +70,9 @@ def page(asking: Asking) -> Any:
             f"# {asking.name}\n\nA model in training, which answers between two steps. {kind}", elem_id="title"
         )
         talk = gradio.Chatbot(
-            label="Conversation", show_label=False, height="56vh", elem_id="conversation", buttons=["copy"],
-            render_markdown=False, sanitize_html=True, feedback_options=None, allow_file_downloads=False, layout="bubble",
-            placeholder="Ask the model something.",
+            label="Conversation", show_label=False, height="56vh", elem_id="conversation", buttons=[],
+            render_markdown=False, sanitize_html=True, feedback_options=None, allow_file_downloads=False,
+            layout="bubble", placeholder="Ask the model something.",
         )  # fmt: skip
         status = gradio.Markdown("", elem_id="status")
         with gradio.Row(equal_height=True):
@@ -117,20 +118,28 @@ class _Sessions:
         if not text or not text.strip():
             yield gradio.skip(), talk, "Write a prompt first.", gradio.skip(), gradio.skip()
             return
-        talk = [*talk, {"role": "user", "content": text}]
+        session = str(request.session_hash)
+        if session in self._open:
+            yield gradio.skip(), talk, "Wait for the answer, or stop it.", gradio.skip(), gradio.skip()
+            return
+        before, talk = talk, [*talk, {"role": "user", "content": _shown(text)}]
         options = {"max_new_tokens": int(longest), "temperature": float(heat)}
         try:
             question = self._asking.ask([_plain(message) for message in talk], options)
         except Exception as error:  # such as a chat template that refuses the order of roles
-            yield "", talk, _as_status(error), *_buttons(busy=False)
+            yield text, before, _as_status(error), *_buttons(busy=False)
             return
-        session = str(request.session_hash)
         self._open[session] = question
         try:
             yield "", talk, self._place(question), *_buttons(busy=True)
+            written = status = ""
             async for written, status in self._grow(question):
-                told = [*talk, {"role": "assistant", "content": written}] if written else talk
-                yield gradio.skip(), told, status, *_buttons(busy=not question.ended)
+                told = [*talk, {"role": "assistant", "content": _shown(written)}] if written else talk
+                yield gradio.skip(), told, status, *_buttons(busy=True)
+            if written:
+                yield gradio.skip(), told, status, *_buttons(busy=False)
+            else:  # roles stay in turn, and the prompt can be mended
+                yield text, before, status, *_buttons(busy=False)
         finally:
             question.cancel()  # where the page was left; of no effect on what has ended
             self._open.pop(session, None)
@@ -183,9 +192,14 @@ def _buttons(busy: bool) -> tuple[Any, Any]:
     return gradio.update(visible=not busy), gradio.update(visible=busy)
 
 
+def _shown(text: str) -> str:
+    """Text as a Chatbot shows it as it is: one without Markdown still takes tags for markup."""
+    return html.escape(text, quote=False)
+
+
 def _plain(message: Message) -> dict[str, str]:
-    """A message of the conversation with its text alone, which a Chatbot gives back in parts."""
+    """A message of the conversation with its text as it was; a Chatbot gives back the shown one, in parts."""
     content = message["content"]
     if not isinstance(content, str):
         content = "".join(part["text"] for part in content if isinstance(part, dict) and part.get("type") == "text")
-    return {"role": str(message["role"]), "content": content}
+    return {"role": str(message["role"]), "content": html.unescape(content)}

@@ -43,7 +43,7 @@ class Question:
     # --- of whoever asks
 
     def cancel(self) -> None:
-        """Ask for the end of the answer: it ends after the token that is being made, or is never begun."""
+        """Ask for the end of the answer: it ends after the next token, or is never begun."""
         self.cancelled = True
 
     def get(self, timeout: float | None = None) -> list[int] | None:

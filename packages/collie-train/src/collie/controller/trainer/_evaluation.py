@@ -1,8 +1,7 @@
 """The one place where training meets collie-eval: `Trainer(eval_dataset=…)` and `Trainer(data_provider=…)`."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -57,16 +56,3 @@ def prompt_server(model: nn.Module, data_provider: Any, tokenizer: Any) -> Suppo
         providers.append(provided.RunFolderProvider(tokenizer))
     server: SupportsServer = module.Server(model, providers)
     return server
-
-
-@contextmanager
-def serving(server: SupportsServer | None) -> Iterator[None]:
-    """Take prompts inside; whoever still waits at the end, however it comes, is told."""
-    if server is None:
-        yield
-        return
-    server.start()
-    try:
-        yield
-    finally:
-        server.stop()

@@ -15,7 +15,7 @@ from collie.callbacks import Callback, CallbackManager, prepare_callback
 from collie.config import CollieConfig
 from collie.controller.trainer._checkpoint import Position, Run
 from collie.controller.trainer._cost import cost_of
-from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server, serving
+from collie.controller.trainer._evaluation import dataset_evaluator, prompt_server
 from collie.controller.trainer._finished import FinishedStep, count_tokens
 from collie.controller.trainer._finite import FiniteCheck
 from collie.controller.trainer._make_step import make_step
@@ -35,7 +35,7 @@ from collie.controller.trainer._saving import Saving
 from collie.controller.trainer._schedule import advance, make_scheduler
 from collie.data import ColliePadder, MicroBatch
 from collie.events import Alert, Bye, Log
-from collie.interfaces import ConfigError, DataError, SupportsEval, SupportsServer
+from collie.interfaces import ConfigError, DataError, SupportsEval, SupportsServer, serving
 from collie.module import GPTLMLoss, to_device
 from collie.parallel import set_seed, setup_distribution
 from collie.utils.monitor import BaseMonitor, MultiMonitors
