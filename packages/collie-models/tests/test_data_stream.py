@@ -210,7 +210,7 @@ def test_a_bad_row_ends_or_is_left_out_equally_in_every_layout(workers, tmp_path
         list(loader.iterate(0))
     reasons = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert loader.refused == len(reasons) == 2  # of those that this rank has read
-    assert "row 3 has no target token" in reasons[0] and "row 6 is text" in reasons[1]
+    assert "row 3 has no target token" in reasons[0] and "row 6" in reasons[1]
     for stream, sentence in (
         (CollieStream(file, rows=16), "row 3 has no target token"),
         (CollieStream([BAD] * 4 + [_row(4)], rows=5, on_bad_row="skip"), "none of the 4 rows of a step can be used"),
