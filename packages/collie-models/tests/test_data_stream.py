@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from collie.data import CollieDataLoader, ColliePadder, CollieStream, evaluation_batches
 from collie.interfaces import ConfigError, DataError
@@ -174,6 +175,8 @@ def test_texts_become_tokens_as_in_a_dataset_and_rows_are_looked_at():
         {"input_ids": [10, 11, 12, 13], "attention_mask": [1] * 4, "labels": [10, 11, 12, 13]},
     ]
     stream.check()
+    worker_s = DataLoader(stream, batch_size=None, num_workers=1)
+    assert [row["input_ids"] for row in worker_s] == [row["input_ids"] for row in stream]
     with pytest.raises(DataError, match=r"row 1 is text .* there is no tokenizer"):
         CollieStream([_row(3), *text], rows=2).check()
     with pytest.raises(DataError, match="the stream has no rows"):
@@ -184,7 +187,7 @@ BAD = {"input_ids": [5], "labels": [-100]}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_row_ends_or_is_left_out_equally_in_every_layout(workers, tmp_path):
+def test_a_bad_row_ends_or_is_left_out_equally_in_every_layout(workers, tmp_path, caplog):
     """Its step has a row less; a rank that has none repeats one, which does not count."""
     lines = [json.dumps(_row(number)) for number in range(16)]
     lines[3], lines[4], lines[5], lines[6] = (
@@ -201,6 +204,13 @@ def test_a_bad_row_ends_or_is_left_out_equally_in_every_layout(workers, tmp_path
     expected = [[0, 1, 2], [7], [8, 9, 10, 11], [12, 13, 14, 15]]
     for dp, micro, accumulation in ((1, 4, 1), (2, 2, 1), (4, 1, 1), (1, 2, 2)):
         assert _steps(skipping, dp, micro, accumulation, **options) == expected
+    loader = CollieDataLoader(skipping, 2, dp_rank=1, dp_size=2, num_workers=workers)
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        list(loader.iterate(0))
+    reasons = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert loader.refused == len(reasons) == 2  # of those that this rank has read
+    assert "row 3 has no target token" in reasons[0] and "row 6" in reasons[1]
     for stream, sentence in (
         (CollieStream(file, rows=16), "row 3 has no target token"),
         (CollieStream([BAD] * 4 + [_row(4)], rows=5, on_bad_row="skip"), "none of the 4 rows of a step can be used"),

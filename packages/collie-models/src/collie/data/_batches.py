@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,6 +16,10 @@ from torch.utils.data import DataLoader, get_worker_info
 from collie.data._reads import Loaded, Read
 from collie.data._sampler import CollieBatchSampler, SeededSampler, seed_sequence
 from collie.interfaces import DataError
+
+logger = logging.getLogger(__name__)
+
+_REASONS = 10  # rows left out that are named; the others are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ class _Collate:
         self._collate_fn = collate_fn
 
     def __call__(self, loaded: Loaded) -> Loaded:
-        return Loaded(self._collate_fn(loaded.rows), loaded.counted)
+        return loaded._replace(rows=self._collate_fn(loaded.rows))
 
 
 class BatchReader:
@@ -110,6 +115,7 @@ class BatchReader:
         pin_memory: bool = False,
     ) -> None:
         self.sampler = sampler
+        self.refused = 0  # rows that were left out so far
         state = seed_sequence(seed, sampler.dp_rank).generate_state(1)
         self._reads = _PlacedReads(sampler, seed)
         self.loader: DataLoader[Any] = DataLoader(
@@ -126,7 +132,15 @@ class BatchReader:
         """The micro-batches of an epoch from a step on."""
         self.sampler.set_epoch(epoch, start_step)
         self._reads.epoch = epoch
-        return (MicroBatch(batch, count) for batch, count in iter(self.loader))
+        return map(self._noted, iter(self.loader))
+
+    def _noted(self, loaded: Sequence[Any]) -> MicroBatch:
+        """The micro-batch; rows that were left out of it are counted, and the first of them named."""
+        batch, counted, refused = loaded
+        for reason in refused[: max(0, _REASONS - self.refused)]:
+            logger.warning("A row was left out: %s", reason)
+        self.refused += len(refused)
+        return MicroBatch(batch, counted)
 
     def steps(self, epoch: int, start_step: int = 0) -> Iterator[list[MicroBatch]]:
         """The same by optimizer step."""

@@ -114,6 +114,11 @@ class CollieDataLoader:
         """Rows of an epoch's order, on all ranks together."""
         return len(self._order)
 
+    @property
+    def refused(self) -> int:
+        """How many rows of a stream this rank has left out so far, because they could not be used."""
+        return self._micro.refused
+
     def __len__(self) -> int:
         """Optimizer steps of an epoch, equal on every rank."""
         return self._micro.sampler.steps

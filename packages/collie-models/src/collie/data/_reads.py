@@ -19,7 +19,11 @@ class Read(list[int]):
 
 
 class Loaded(NamedTuple):
-    """Rows as they were read, or the batch made of them; and how many count, 0 of a filler."""
+    """Rows as they were read, or the batch made of them.
+
+    counted: how many of them count, 0 of a filler. refused: of rows that were left out, why.
+    """
 
     rows: Any
     counted: int
+    refused: tuple[str, ...] = ()

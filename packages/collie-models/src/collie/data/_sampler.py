@@ -8,6 +8,7 @@ contiguous blocks of that.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Protocol
@@ -26,7 +27,7 @@ class IndexOrder(Protocol):
     def __len__(self) -> int: ...
 
 
-class EpochSampler:
+class EpochSampler(ABC):
     """An order of row numbers that follows from the epoch alone; subclasses draw it.
 
     That of the last epoch asked for is kept as an array: a million rows are 8 MB and no Python objects, and a place in
@@ -48,8 +49,9 @@ class EpochSampler:
             self._drawn = self.epoch, self._draw(self.epoch)
         return self._drawn[1]
 
+    @abstractmethod
     def _draw(self, epoch: int) -> np.ndarray | range:
-        raise NotImplementedError
+        """The row numbers [length] in the order of `epoch`, the same on every rank."""
 
     def __iter__(self) -> Iterator[int]:
         return map(int, self.order())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from collie.data._encoders import training_encoder
 from collie.data._reads import Loaded, Read
@@ -19,8 +18,6 @@ from collie.data._rows import Encoded, Refused
 from collie.data._stream_order import BlockOrder, Cursor
 from collie.data._stream_sources import Item, source_of
 from collie.interfaces import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 _HEAD = 16  # rows that are looked at before a training begins
 
@@ -59,7 +56,7 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         weights: with a dict of sources: how many rows of each, in proportion. A source that ends begins again.
         encoder: makes tokens of rows in place of `tokenizer`, such as ChatEncoder(tokenizer).
         on_bad_row: "raise": a row that cannot be used ends the training with its reason. "skip": its step has a row
-            less, equally in every layout, and the reason is logged.
+            less, equally in every layout; the loader counts them (`refused`) and logs the first reasons.
 
     Raises:
         DataError: a source that cannot be read, or not again; a max_length without a token to predict.
@@ -110,11 +107,10 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows of the first epoch as tokens, in the stream's own order, to look at them."""
-        items = self.source.items(0, 0, 0)
-        for number, item in enumerate(items):
-            if number == self.rows:
-                return
+        """The rows of the first epoch as tokens, in the stream's order; in a worker of torch, its share of them."""
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for item in islice(self.source.items(0, 0, 0), number, self.rows, workers):
             yield from encoded(self, [item])[0]
 
     def rows_per_epoch(self, rows_per_step: int) -> int:
@@ -191,9 +187,9 @@ class StreamReader:
             self._cursor = Cursor(self._order, self._stream.source, read.epoch)
         self._cursor.step_at(read.step_rows.start)
         rows, reasons = encoded(self._stream, [self._cursor[position] for position in read[: read.counted]])
-        for reason in reasons:
-            logger.warning("A row was left out: %s", reason)
-        return Loaded(rows, len(rows)) if rows else Loaded([self._filler(self._cursor, read)], 0)
+        if not rows:
+            return Loaded([self._filler(self._cursor, read)], 0, tuple(reasons))
+        return Loaded(rows, len(rows), tuple(reasons))
 
     def _filler(self, cursor: Cursor, read: Read) -> dict[str, Any]:
         reason = ""
