@@ -2,17 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from collie.config import CollieConfig
 from collie.interfaces import RunContext
 from collie.module import GPTLMLoss
+from collie.testing import toy_llama_config
 
 VOCAB = 29
 PAD, BOS, EOS = 0, 1, 2  # 3 … 28 are the letters a … z
@@ -147,3 +154,25 @@ def config() -> CollieConfig:
     config = CollieConfig()
     config.eval_batch_size = 2
     return config
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a LLaMA of two layers and 256 positions, and a tokenizer whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("llama")
+    alphabet = sorted(ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokens = Tokenizer(BPE(vocabulary, merges=[]))
+    tokens.pre_tokenizer, tokens.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    torch.manual_seed(5)
+    config = toy_llama_config(vocab_size=len(vocabulary), max_position_embeddings=256, initializer_range=0.4)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -20,6 +20,7 @@ LEAVES = {  # package: distribution
     "collie.recipes": "collie-train",
     "collie.controller.evaluator": "collie-eval",
     "collie.controller.server": "collie-eval",
+    "collie.evaluation": "collie-eval",
     "collie.metrics": "collie-eval",
     "collie.utils.data_provider": "collie-eval",
     "collie.jobs": "collie-tui",

@@ -84,6 +84,7 @@ class Generates(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return one step's arguments of `forward`, as transformers prepares them."""
+        kwargs.pop("tokenizer", None)  # it is there for stop_strings, and transformers hands it on to the forward
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,

@@ -135,7 +135,7 @@ class Evaluator:
             metric.construct(self)
             metric.reset()
         with self.monitors as item:
-            with _evaluating(self.model, self.topology), torch.no_grad(), serving(self.server):
+            with evaluating(self.model, self.topology), torch.no_grad(), serving(self.server):
                 rows, samples = self._run(batches)
             results = numbers_of({name: metric.get_metric() for name, metric in self.metrics.items()})
             item.update({"eval_result": results, "eval_name": self.name or "eval", "global_step": self._step()})
@@ -214,7 +214,7 @@ def _checked(metrics: Mapping[str, BaseMetric] | None) -> dict[str, BaseMetric]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module, topology: Topology) -> Iterator[None]:
+def evaluating(model: nn.Module, topology: Topology) -> Iterator[None]:
     """Eval mode inside; afterwards each submodule is in its own earlier mode, and the random state is as it was."""
     modes = {module: module.training for module in model.modules()}
     devices = [topology.device] if topology.device.type == "cuda" else []

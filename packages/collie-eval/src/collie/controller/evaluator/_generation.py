@@ -1,7 +1,6 @@
 """Generated text of prompts."""
 
 import copy
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +120,8 @@ class EvaluatorForGeneration(Evaluator):
         """The generation config with everything set that it left open; `longest` is the longest prompt's length."""
         settings = copy.deepcopy(self.generation_config)
         if settings.max_new_tokens is None and settings.max_length is None:
-            room = self._positions() - longest
+            positions = self.positions()
+            room = positions - longest if positions is not None else _MAX_NEW_TOKENS
             settings.max_new_tokens = min(_MAX_NEW_TOKENS, room) if room > 0 else _MAX_NEW_TOKENS
         if settings.do_sample is None:
             settings.do_sample = False
@@ -133,11 +133,11 @@ class EvaluatorForGeneration(Evaluator):
             settings.pad_token_id = next(iter(_as_list(settings.eos_token_id)), 0)
         return settings
 
-    def _positions(self) -> int:
-        """How many positions the model says that it was made for; without a word, as many as wanted."""
+    def positions(self) -> int | None:
+        """How many positions the model says that it was made for; None without a word."""
         config = getattr(self.model, "config", None)
         said = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return said if isinstance(said, int) else sys.maxsize
+        return said if isinstance(said, int) else None
 
     def _token(self, name: str) -> Any:
         """A special token of the tokenizer, else of the model."""
