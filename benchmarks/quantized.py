@@ -19,6 +19,7 @@ peft and quant of collie-models, and neither DeepSpeed's engine nor a network.
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -71,7 +72,7 @@ class Watch(Callback):
     @property
     def step_seconds(self) -> float:
         ends = self.ends[WARM_UP - 1 :]
-        return statistics.median(end - start for start, end in zip(ends, ends[1:], strict=False))
+        return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
 def make_config(arguments: argparse.Namespace) -> CollieConfig:

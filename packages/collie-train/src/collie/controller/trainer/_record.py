@@ -29,8 +29,10 @@ from collie.events import (
     Hello,
     Log,
     NullWriter,
+    Phase,
     Prompt,
     RunFolder,
+    asked_to_resume,
     current_attempt,
 )
 from collie.interfaces import RunContext
@@ -44,6 +46,7 @@ _NO_PROMPTS = (
 )
 _logger = logging.getLogger(__name__)
 _writers: dict[Path, EventWriter] = {}  # by run folder; this rank's file in it
+_resumed: set[Path] = set()  # run folders of which a training has asked what to resume from
 
 
 class Recorder:
@@ -57,6 +60,7 @@ class Recorder:
         self._answered: set[str] = set()
         self._left: tuple[str, ...] = ()  # kinds of request that another answers
         self._next_poll = 0.0
+        self._training = False
 
     @property
     def path(self) -> Path | None:
@@ -77,6 +81,7 @@ class Recorder:
     def training(self, step: "StepCounter") -> Iterator[None]:
         """Watch one training: signals become requests; the end, however it comes, is written down."""
         with self._signals:
+            self._training = True
             try:
                 yield
             except BaseException as error:
@@ -84,6 +89,27 @@ class Recorder:
                 self.write(Alert(level="error", code=type(error).__name__, message=message), step=step())
                 self.write(Bye(outcome="failed", message=message), step=step())
                 raise
+            finally:
+                self._training = False
+
+    @contextlib.contextmanager
+    def phase(self, name: str, step: "StepCounter") -> Iterator[None]:
+        """Say that training pauses, and for what ("evaluating", "saving"), and that it goes on."""
+        told = self._training and self._topology.rank == 0
+        if told:
+            self.write(Phase(name), step=step())
+        try:
+            yield
+        finally:
+            if told:
+                self.write(Phase("training"), step=step())
+
+    def asked_to_resume(self) -> str | None:
+        """Return what the supervisor was told that this run goes on from; for the process's first training alone."""
+        if self._folder is None or self._folder.path in _resumed:
+            return None
+        _resumed.add(self._folder.path)
+        return asked_to_resume()
 
     def leave_prompts(self, leave: bool) -> None:
         """Leave prompts in control/ to a server, which takes them out of it; else they are refused here."""

@@ -30,7 +30,8 @@ class Saving:
 
     def save_model(self, path: str, **arguments: Any) -> None:
         run, began = self._run, time.perf_counter()
-        save_model(run.model, run.topology, path, run.tokenizer, **arguments)
+        with self._recorder.phase("saving", self._steps):
+            save_model(run.model, run.topology, path, run.tokenizer, **arguments)
         if run.topology.rank == 0:
             place, seconds = path if is_url(path) else str(Path(path).resolve()), time.perf_counter() - began
             saved = Checkpoint(path=place, seconds=seconds, bytes=size_of(path))

@@ -203,6 +203,7 @@ class Trainer:
             resume: a checkpoint's folder, to go on where it was written and end where that training would have; a
                 training that had ended is not begun anew. "auto": the newest whole one in the folders of the
                 callbacks that save checkpoints and in `checkpoints`; without any, the training begins at its beginning.
+                None: what `collie-tui resume` asked for, else the beginning.
 
         Raises:
             ConfigError: there is no optimizer, or no training data.
@@ -213,6 +214,8 @@ class Trainer:
         if self._step is None or self.train_dataloader is None:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
+        asked = self._recorder.asked_to_resume()
+        resume = asked if resume is None else resume
         if resume is not None:
             self._stand_at(self._saving.resume(resume))
         elif self._position.epoch >= self._position.first_epoch + self.config.train_epochs:
@@ -232,15 +235,17 @@ class Trainer:
             except BaseException:
                 self._saving.checkpoints.settle_alone()
                 raise
-            self._saving.checkpoints.settle()
+            with self._recorder.phase("saving", self._steps):
+                self._saving.checkpoints.settle()
             self._recorder.write(Bye(outcome="stopped" if self.stopped else "finished"), step=self._steps())
 
     def eval(self, dataloader: Any = None) -> dict[str, float]:
         """Run every evaluator and return their results together, by metric name."""
         self.callbacks.on_evaluate_begin(self)
         results: dict[str, float] = {}
-        for evaluator in self.evaluators:
-            results.update(evaluator.eval(dataloader))
+        with self._recorder.phase("evaluating", self._steps):
+            for evaluator in self.evaluators:
+                results.update(evaluator.eval(dataloader))
         self.callbacks.on_evaluate_end(self, results)
         return results
 
@@ -280,7 +285,8 @@ class Trainer:
         Raises:
             CheckpointError: with `wait`: it could not be written; on every rank. A state cannot be kept.
         """
-        self._saving.checkpoints.save(path, self._position, wait=wait, then=then)
+        with self._recorder.phase("saving", self._steps):
+            self._saving.checkpoints.save(path, self._position, wait=wait, then=then)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Bring everything to where a checkpoint was written; `train()` goes on from there. Collective.
