@@ -61,7 +61,7 @@ class Case:
         packed = None
         if self.packs is not None:
             starts = torch.tensor([0, *(length for rows in self.packs for length in rows)]).cumsum(0)
-            packed = Packed(starts.to(device), len(self.packs), self.queries)
+            packed = Packed.build(starts.to(device), len(self.packs), self.queries)
         mask = Mask.build(keep_BT, self.queries, self.past, device, prefix_B=prefix_B, packed=packed)
         return mask if self.window is None else mask.within(self.window, keys)
 

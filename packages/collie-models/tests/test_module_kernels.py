@@ -31,7 +31,7 @@ def rows(*lines):
 
 def packed(keep):
     """Rows of 4, 1 and 4 tokens, and of 5 and 4."""
-    return Mask.build(keep, S, 0, CPU, packed=Packed(torch.tensor([0, 4, 5, S, S + 5, 2 * S]), 2, S))
+    return Mask.build(keep, S, 0, CPU, packed=Packed.build(torch.tensor([0, 4, 5, S, S + 5, 2 * S]), 2, S))
 
 
 LEFT, RIGHT, BOTH, HOLE = "000111111", "111110000", "011110000", "110011011"

@@ -151,7 +151,7 @@ def test_models_that_do_not_say_that_they_keep_rows_apart_refuse():
 )
 def test_what_are_no_rows_of_the_batch_is_refused(starts):
     with pytest.raises(ValueError, match="cu_seqlens"):
-        Packed(torch.tensor(starts), 2, 8)
+        Packed.build(torch.tensor(starts), 2, 8)
 
 
 def test_a_learnt_prompt_is_refused():
@@ -171,9 +171,9 @@ def test_widened_places_are_those_of_the_padded_batch(shape, wider):
     """Each row keeps its positions; what is added to a pack, and each pack that is added, is a row."""
     starts = torch.tensor([0, 3, 8, 13, 16], dtype=torch.int32)
     numbers = torch.nn.functional.pad(
-        Packed(starts, *shape).row_BS, (0, wider[1] - shape[1], 0, wider[0] - shape[0]), value=-1
+        Packed.build(starts, *shape).row_BS, (0, wider[1] - shape[1], 0, wider[0] - shape[0]), value=-1
     )
-    found = Packed(widened(starts, shape, wider), *wider)
+    found = Packed.build(widened(starts, shape, wider), *wider)
     assert found.cu_seqlens.dtype == torch.int32
     rows = [numbers.flatten()[a:b] for a, b in zip(found.cu_seqlens, found.cu_seqlens[1:], strict=False)]
     assert all(len(set(row.tolist())) == 1 for row in rows)
@@ -184,7 +184,7 @@ def test_widened_places_are_those_of_the_padded_batch(shape, wider):
 
 def test_a_mask_of_packs_asks_for_no_dense_mask_where_a_kernel_reads_rows():
     """Padding that is a row of its own, on either side, hides nothing from another."""
-    packs = Packed(torch.tensor([0, 3, 8, 15, 16]), 2, 8)
+    packs = Packed.build(torch.tensor([0, 3, 8, 15, 16]), 2, 8)
     keep = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0]])
     assert Mask.build(keep, 8, 0, torch.device("cpu"), packed=packs).needs == {"causal", "packed"}
     assert Mask.build(1 - keep, 8, 0, torch.device("cpu"), packed=packs).needs == {"causal", "packed"}

@@ -128,7 +128,7 @@ class Decoder(nn.Module, Generates):
         assert given is not None
         if cu_seqlens is not None:
             self._check_packed(cache)
-            packed = Packed(cu_seqlens.to(self.device), given.shape[0], given.shape[1])
+            packed = Packed.build(cu_seqlens.to(self.device), given.shape[0], given.shape[1])
             return self._arranged_rows(attention_mask, position_ids, packed)
         blank_BSE = torch.zeros((), device=self.device).expand(*given.shape[:2], 1)
         return self.arrange(input_ids, attention_mask, position_ids, self._cached_length(cache), blank_BSE, cache)

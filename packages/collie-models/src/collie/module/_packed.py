@@ -5,7 +5,7 @@ positions where rows begin, and B·S. Every position belongs to a row: the paddi
 no target is in and no other row sees.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -23,41 +23,41 @@ class Packed:
 
     cu_seqlens: [R + 1] int32, rising from 0 to B·S; each pack begins with a row.
     packs, length: B and S.
+    longest: how many positions the longest row has.
     """
 
     cu_seqlens: Tensor
     packs: int
     length: int
-    longest: int = field(init=False)  # how many positions the longest row has
+    longest: int
 
-    def __post_init__(self) -> None:
-        """Check cu_seqlens, and know on the host how long rows are: the device is asked once.
+    @classmethod
+    def build(cls, cu_seqlens: Tensor, packs: int, length: int) -> "Packed":
+        """Check what a batch says of its rows. (The device is asked for them, once a forward.)
 
         Raises:
             ValueError: these are no rows of such a batch.
         """
-        shape = f"[{self.packs}, {self.length}]"
-        if self.cu_seqlens.dim() != 1 or len(self.cu_seqlens) < 2 or self.cu_seqlens.is_floating_point():
+        shape = f"[{packs}, {length}]"
+        if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
             raise ValueError(
-                f"cu_seqlens is {self.cu_seqlens.dtype} of shape {tuple(self.cu_seqlens.shape)}; it must be a flat "
-                f"list of integers, the places in the flattened {shape} where rows begin, and their end."
+                f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; it must be a flat list of "
+                f"integers, the places in the flattened {shape} where rows begin, and their end."
             )
-        starts = self.cu_seqlens.tolist()
+        starts, end = cu_seqlens.tolist(), packs * length
         lengths = [after - before for before, after in pairwise(starts)]
-        within = set(starts).issuperset(range(0, self.packs * self.length + 1, self.length))
-        if not within or starts[0] or starts[-1] != self.packs * self.length or min(lengths) < 1:
+        within = set(starts).issuperset(range(0, end + 1, length))
+        if not within or starts[0] or starts[-1] != end or min(lengths) < 1:
             raise ValueError(
                 f"cu_seqlens goes from {starts[0]} to {starts[-1]} and does not fit input_ids of shape {shape}: it "
-                f"must rise from 0 to {self.packs * self.length}, and have every multiple of {self.length}, since no "
-                f"row lies in two packs. (Padding is a row of its own. Prompts that are learnt lengthen packs: train "
-                f"these on rows apart.)"
+                f"must rise from 0 to {end}, and have every multiple of {length}, since no row lies in two packs. "
+                f"(Padding is a row of its own. Prompts that are learnt lengthen packs: train these on rows apart.)"
             )
-        object.__setattr__(self, "cu_seqlens", self.cu_seqlens.int())
-        object.__setattr__(self, "longest", max(lengths))
+        return cls(cu_seqlens.int(), packs, length, max(lengths))
 
     @property
     def rows(self) -> int:
-        """R"""
+        """R, padding counted."""
         return len(self.cu_seqlens) - 1
 
     @cached_property
