@@ -17,7 +17,12 @@ from typing import Any
 
 import numpy as np
 
-_DTYPES = {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_)}
+_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
 _LARGEST_HEADER = 100_000_000  # bytes, as the library has it
