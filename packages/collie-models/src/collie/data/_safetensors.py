@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+_DTYPES: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "U8": np.dtype(np.uint8),
