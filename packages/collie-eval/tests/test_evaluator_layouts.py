@@ -11,6 +11,8 @@ from transformers import GenerationConfig
 import collie.controller.evaluator as evaluators
 from collie.config import CollieConfig
 from collie.controller.evaluator import Evaluator, EvaluatorForGeneration, EvaluatorForPerplexity
+from collie.data import CollieDataLoader
+from collie.interfaces import DataError
 from collie.metrics import BaseMetric, PPLMetric
 from collie.models import CollieModelForCausalLM
 from collie.parallel import setup_distribution
@@ -147,3 +149,25 @@ def _assert_same(ours, expected, where):
     for kind, (results, rows) in expected.items():
         assert ours[kind][0] == pytest.approx(results, rel=1e-5), (where, kind)
         assert ours[kind][1] == rows, (where, kind)
+
+
+@pytest.mark.parametrize("kind", ["a bad row", "a bad row of a loader", "no rows"])
+def test_no_rank_waits_for_one_whose_rows_cannot_be_read(kind):
+    """Two rows of the second rank that do not fit in one batch, or none there at all, end it on both."""
+
+    def evaluate():
+        config = CollieConfig(model_config=toy_llama_config(), eval_batch_size=2, use_flash=False)
+        rows = _rows()
+        del rows[3]["labels"]
+        topology = setup_distribution(config)
+        loader = CollieDataLoader(rows, 2, dp_rank=topology.dp_rank, dp_size=topology.dp_size)
+        if kind == "no rows":
+            rows = [] if topology.dp_rank == 1 else rows
+        model = CollieModelForCausalLM.from_config(config)
+        EvaluatorForPerplexity(model, rows, config=config).eval(loader if kind == "a bad row of a loader" else None)
+
+    first, second = run_ranks(2, evaluate, timeout=30, return_exceptions=True)
+    assert isinstance(first.exception, DataError) and isinstance(second.exception, DataError)
+    assert "data-parallel rank 1 could not read its rows" in str(first.exception)
+    reason = "the dataset has no rows" if kind == "no rows" else "differs from row 0 in the fields ['labels']"
+    assert reason in str(second.exception)

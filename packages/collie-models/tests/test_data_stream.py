@@ -146,6 +146,24 @@ def test_a_worker_makes_tokens_of_its_own_rows_alone(tmp_path):
     assert sorted(itertools.chain(*parts.values())) == [row for row in range(20, 40) if row % 4 > 1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_is_read_once_an_epoch(workers, tmp_path):
+    """By every reader: what belongs to other ranks and workers is read over, and not begun anew for."""
+
+    def make():
+        with (tmp_path / "begun").open("a") as file:
+            file.write(f"{os.getpid()} ")
+        return map(_row, range(60))
+
+    stream = CollieStream(make, rows=60, shuffle_buffer=8)
+    loader = CollieDataLoader(stream, 2, 2, shuffle=True, dp_rank=1, dp_size=3, num_workers=workers)
+    for epoch, start in ((0, 0), (1, 2)):
+        (tmp_path / "begun").write_text("")
+        list(loader.iterate(epoch, start))
+        begun = (tmp_path / "begun").read_text().split()
+        assert len(begun) == len(set(begun)) == max(1, workers)
+
+
 def test_an_epoch_may_be_given_in_steps_and_be_told_to_the_source():
     def make(epoch):
         return (_row(100 * epoch + number) for number in itertools.count())

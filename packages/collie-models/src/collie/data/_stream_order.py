@@ -92,7 +92,7 @@ class BlockOrder:
 class Cursor:
     """Items of one epoch by their position, read forward: what lies before the step that is read is forgotten.
 
-    Going back further begins the epoch anew and skips, which is right, and slow.
+    Going back further begins the epoch anew and skips, which is right, and slow; so does going on after an error.
     """
 
     def __init__(self, order: BlockOrder, source: RowSource, epoch: int) -> None:
@@ -100,20 +100,34 @@ class Cursor:
         self._order, self._source = order, source
         self._first = 0
         self._kept: deque[Item] = deque()
-        self._items: Iterator[Item] | None = None  # begun when an item is asked for
+        self._unread: Iterator[Item] | None = None  # begun when an item is asked for: until then, the source may skip
 
     def step_at(self, first: int) -> None:
         """Keep items from position `first` on."""
-        if first < self._first or first > self._first + len(self._kept):
-            self._first, self._items = first, None
-            self._kept.clear()
+        if first < self._first:
+            self._forget()
+        if self._unread is None:
+            self._first = first
         while self._first < first:
+            if not self._kept:
+                self._read()
             self._kept.popleft()
             self._first += 1
 
     def __getitem__(self, position: int) -> Item:
-        if self._items is None:
-            self._items = self._order.items(self._source, self.epoch, self._first)
         while len(self._kept) <= position - self._first:
-            self._kept.append(next(self._items))
+            self._read()
         return self._kept[position - self._first]
+
+    def _read(self) -> None:
+        if self._unread is None:
+            self._unread = self._order.items(self._source, self.epoch, self._first)
+        try:
+            self._kept.append(next(self._unread))
+        except BaseException:  # an iterator that has raised is at its end, and would end the epoch without a word
+            self._forget()
+            raise
+
+    def _forget(self) -> None:
+        self._unread = None
+        self._kept.clear()

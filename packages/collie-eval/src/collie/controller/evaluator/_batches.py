@@ -11,25 +11,39 @@ from collie.data import CollieDataLoader, MicroBatch
 from collie.interfaces import DataError
 from collie.parallel import Topology
 
-_NONE, _HAD, _HAS = range(3)  # a rank's loader: never had a batch, has run out, has one now
+_NONE, _HAD, _HAS, _FAILED = range(4)  # a rank's loader: never had a batch, has run out, has one now, raised
 
 
 def in_step(loader: Iterable[Any], topology: Topology) -> Iterator[MicroBatch]:
-    """The batches of a user's own loader; each data-parallel rank brings its own rows.
+    """The batches of a loader; each data-parallel rank brings its own rows.
 
     Ranks agree before each batch whether any of them has one. A rank that has none left repeats its last batch with
     rows=0: the forward runs, which keeps sharded models in step, and nothing of it counts.
 
     Raises:
-        DataError: a batch is no dict, or, on every rank, one rank has no batch at all while another has.
+        DataError: on every rank: one rank has no batch at all while another has, or cannot read its batch (there it
+            is the loader's own error), or its batch is no dict.
     """
     last: MicroBatch | None = None
     iterator = iter(_items(loader))
     while True:
-        item = next(iterator, None)
-        current = None if item is None else as_micro_batch(item)
+        failure: Exception | None = None
+        current: MicroBatch | None = None
+        try:
+            item = next(iterator, None)
+            current = None if item is None else as_micro_batch(item)
+        except Exception as error:  # whatever it is, the other ranks must hear of it
+            failure = error
         last = current or last
-        states = _everyones(_HAS if current else _HAD if last else _NONE, topology)
+        states = _everyones(_FAILED if failure else _HAS if current else _HAD if last else _NONE, topology)
+        if failure is not None:
+            raise failure
+        if _FAILED in states:
+            failed = ", ".join(str(rank) for rank, state in enumerate(states) if state == _FAILED)
+            raise DataError(
+                f"data-parallel rank {failed} could not read its rows: its own error says why, and no rank goes on "
+                f"without it."
+            )
         if _HAS not in states:
             return
         if last is None or _NONE in states:  # the first says what the second means for this rank

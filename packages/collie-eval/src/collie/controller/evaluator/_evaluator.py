@@ -154,7 +154,12 @@ class Evaluator:
             return in_step(dataloader, topology)
         if self.dataset is None:
             raise ConfigError(f"dataset=None: give {type(self).__name__} a dataset, or eval() a dataloader.")
-        return evaluation_batches(
+        return in_step(self._rows_of_dataset(), topology)
+
+    def _rows_of_dataset(self) -> Iterator[MicroBatch]:
+        """This rank's batches; a dataset that cannot be read says so at the first of them, where ranks are in step."""
+        topology = self.topology
+        yield from evaluation_batches(
             self.dataset,
             self.config.eval_batch_size if self.config is not None else 1,
             topology.dp_rank,
