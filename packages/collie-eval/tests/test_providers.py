@@ -159,10 +159,12 @@ def test_cancelling_reaches_what_is_under_way_and_what_waits():
 
 def test_at_the_end_of_training_who_waits_is_told():
     provider = BaseProvider()
-    waits = provider.ask([1])
+    begun, waits = provider.ask([0]), provider.ask([1])
+    provider.get_data()
     provider.stop_provider()
     late = provider.ask([2])
-    assert waits.get(0) is None and "has ended before this was answered" in waits.error
+    for question in (begun, waits):
+        assert question.get(0) is None and "has ended before this was answered" in question.error
     assert late.get(0) is None and "nobody answers any more" in late.error
 
 

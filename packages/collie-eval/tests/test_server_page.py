@@ -287,8 +287,7 @@ def test_in_a_browser(page, tmp_path):
         browser.value("document.querySelector('#stop').click()")
         browser.wait("document.querySelector('#status').innerText.startsWith('Stopped at step 0')")
         model.held.set()
-        clear = "(t => { t.value = ''; t.dispatchEvent(new Event('input')); })"
-        browser.value(f"{clear}(document.querySelector('#prompt textarea'))")  # what was stopped is there again
+        browser.wait("document.querySelector('#prompt textarea').value == 'again'")  # to be mended
         _ask(browser, "too long")
         browser.wait("document.querySelector('#status').innerText.includes('the model has 8 positions')")
         browser.screenshot(shots / "page.png")
@@ -304,6 +303,7 @@ def _ask(browser, text):
     """Type into the prompt and send it with Enter, as a person does."""
     browser.wait("!!document.querySelector('#prompt textarea') && !document.querySelector('#prompt textarea').disabled")
     browser.value("document.querySelector('#prompt textarea').focus()")
+    browser.value("document.querySelector('#prompt textarea').select()")  # what is typed replaces it
     browser.call("Input.insertText", text=text)
     for kind in ("keyDown", "keyUp"):
         browser.call(

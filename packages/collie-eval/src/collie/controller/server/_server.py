@@ -110,9 +110,7 @@ class Server:
         """Stop the providers, on rank 0, with the last that started them: what still waits is told of the end."""
         self._started -= 1
         if self._started == 0 and active_topology().rank == 0:
-            if self._next is not None:
-                self._next = None
-                self.data_provider.put_error("the training has ended before this was answered.")
+            self._next = None
             for provider in self._providers:
                 provider.stop_provider()
 

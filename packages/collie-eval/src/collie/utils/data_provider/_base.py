@@ -109,12 +109,13 @@ class BaseProvider:
             self._thread.start()
 
     def stop_provider(self) -> None:
-        """Take no more prompts: those that still wait are told that the training has ended."""
+        """Take no more prompts: whoever still waits, or was being answered, is told that the training has ended."""
         with self._lock:
             self._closed = True
-            waiting = list(self._waiting)
+            left = [one for one in (self._current, *self._waiting) if one is not None]
+            self._current = None
             self._waiting.clear()
-        for question in waiting:
+        for question in left:
             question.end("the training has ended before this was answered.")
 
     def get_data(self) -> Any:

@@ -41,8 +41,9 @@ class WebServer:
     def start(self, app: Any) -> None:
         """Serve `app`; returns when it answers."""
         config = uvicorn.Config(
-            app, log_level=logging.WARNING, access_log=False, ws="none", lifespan="on", timeout_graceful_shutdown=1
-        )
+            app, log_config=None, log_level=logging.WARNING, access_log=False, ws="none", lifespan="on",
+            timeout_graceful_shutdown=1,
+        )  # fmt: skip
         server = self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
             target=server.run, kwargs={"sockets": [self._socket]}, name="collie-page", daemon=True
@@ -57,6 +58,10 @@ class WebServer:
     def stop(self) -> None:
         """End it; whoever is being answered is given a second."""
         if self._server is not None and self._thread is not None:
+            log = logging.getLogger("uvicorn.error")
+            level = log.level
+            log.setLevel(logging.CRITICAL)  # each page that is still open would be an error with its traceback
             self._server.should_exit = True
             self._thread.join(timeout=10)
+            log.setLevel(level)
         self._socket.close()
