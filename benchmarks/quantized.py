@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class Watch(Callback):
     @property
     def step_seconds(self) -> float:
         ends = self.ends[WARM_UP - 1 :]
-        return statistics.median(end - start for start, end in zip(ends, ends[1:], strict=False))
+        return statistics.median(end - start for start, end in pairwise(ends))
 
 
 def make_config(arguments: argparse.Namespace) -> CollieConfig:

@@ -156,7 +156,7 @@ class _ModelFiles:
         if isinstance(model, CollieModelForCausalLM):
             self._description = model.description()
             return
-        config = copy.deepcopy(getattr(model, "config", None))
+        config: Any = copy.deepcopy(getattr(model, "config", None))
         if hasattr(config, "save_pretrained"):
             config.architectures = [type(model).__name__]
             self._configs = [config, getattr(model, "generation_config", None)]
