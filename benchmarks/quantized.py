@@ -19,13 +19,13 @@ peft and quant of collie-models, and neither DeepSpeed's engine nor a network.
 
 import argparse
 import gc
-import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Watch(Callback):
     @property
     def step_seconds(self) -> float:
         ends = self.ends[WARM_UP - 1 :]
-        return statistics.median(end - start for start, end in itertools.pairwise(ends))
+        return statistics.median(end - start for start, end in pairwise(ends))
 
 
 def make_config(arguments: argparse.Namespace) -> CollieConfig:
