@@ -38,7 +38,7 @@ def test_any_cut_gives_the_same_records(tmp_path):
     for start in range(0, len(SAMPLE), 7):
         append(path, SAMPLE[start : start + 7])
         records += reader.read()
-    assert [r.seq for r in records] == list(range(11))
+    assert [r.seq for r in records] == list(range(12))
     assert reader.bad_lines == 0
 
 
@@ -46,7 +46,7 @@ def test_a_limit_leaves_the_rest_for_later(tmp_path):
     path = tmp_path / "events.jsonl"
     append(path, SAMPLE)
     reader = EventReader(path)
-    assert [[r.seq for r in reader.read(limit=4)] for _ in range(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10], []]
+    assert [[r.seq for r in reader.read(limit=4)] for _ in range(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], []]
 
 
 def test_what_is_missing_in_the_sequence_is_counted(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import collie.controller.evaluator
 import collie.controller.server
+import collie.evaluation
 import collie.metrics
 import collie.utils.data_provider
 
@@ -25,6 +26,7 @@ def test_public_names():
         "TokenF1Metric",
     ]
     assert collie.controller.server.__all__ == ["Server"]
+    assert collie.evaluation.__all__ == ["harness_model", "main", "run_tasks"]
     assert collie.utils.data_provider.__all__ == [
         "BaseProvider",
         "DashProvider",
@@ -42,7 +44,14 @@ def test_public_names():
 
 
 @pytest.mark.parametrize(
-    "leaf", ["collie.metrics", "collie.controller.evaluator", "collie.controller.server", "collie.utils.data_provider"]
+    "leaf",
+    [
+        "collie.metrics",
+        "collie.controller.evaluator",
+        "collie.controller.server",
+        "collie.evaluation",
+        "collie.utils.data_provider",
+    ],
 )
 def test_a_leaf_imports_alone_without_the_trainer_and_without_deepspeed(leaf):
     script = f"import {leaf}, sys; print([n for n in sys.modules if n in ('deepspeed', 'collie.controller.trainer')])"

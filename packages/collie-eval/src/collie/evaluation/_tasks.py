@@ -3,18 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from collie.interfaces import ConfigError, require
-from collie.parallel import active_topology
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _EXTRA = "collie-eval[lm-eval]"
 
 
-def harness_model(model: nn.Module, tokenizer: Any, batch_size: int = 1, max_length: int | None = None) -> Any:
+def needed() -> None:
+    """Raises MissingExtraError, with the command that installs it, where lm-eval is not there."""
+    require("lm_eval", _EXTRA, "lm-evaluation-harness")
+
+
+def harness_model(model: "nn.Module", tokenizer: Any, batch_size: int = 1, max_length: int | None = None) -> Any:
     """`model` as an lm_eval.api.model.LM, for `lm_eval.simple_evaluate(model=…)`. Every rank makes one and runs it.
 
     Args:
@@ -25,14 +29,14 @@ def harness_model(model: nn.Module, tokenizer: Any, batch_size: int = 1, max_len
     Raises:
         MissingExtraError: lm-eval is not installed.
     """
-    require("lm_eval", _EXTRA, "lm-evaluation-harness")
+    needed()
     from collie.evaluation._lm import CollieLM  # its classes derive from lm_eval's
 
     return CollieLM(model, tokenizer, batch_size, max_length)
 
 
 def run_tasks(
-    model: nn.Module,
+    model: "nn.Module",
     tokenizer: Any,
     tasks: Sequence[str],
     *,
@@ -64,6 +68,10 @@ def run_tasks(
         MissingExtraError: lm-eval is not installed.
         ConfigError: there is no task of a name.
     """
+    import torch.distributed as dist  # here: a command that only shows its help need not wait for torch
+
+    from collie.parallel import active_topology
+
     lm = harness_model(model, tokenizer, batch_size, max_length)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
