@@ -33,7 +33,7 @@ NEEDS = {  # siblings whose wheels a package's own dependencies ask for
 TUI_LIMIT = 100 * 10**6  # bytes of the dashboard's environment, with what the tests add to it
 EXTRAS = {
     "config": "[hf,tensorboard]",
-    "models": "[deepspeed,peft,quant]",
+    "models": "[datasets,deepspeed,peft,quant]",
     "eval": "[gradio,lm-eval,zh]",
 }  # optional parts that a package's own tests use
 PYTEST = ("pytest", "pytest-timeout")
