@@ -82,6 +82,27 @@ def test_who_does_not_answer_is_told(running, tui):
     assert code == 2 and "cannot be asked to evaluate: it is stopped" in err and not run.pending()
 
 
+def test_a_prompt_is_answered_as_it_comes(running, tui):
+    """Its pieces in order, what it cost, and why there is none; as a chat where that is asked for."""
+    running(name="asked")
+    code, out, err = tui("prompt", "asked", "one two", "--timeout", 20)
+    assert (code, out) == (0, "one two end\n") and err.startswith("9 tokens at step ")
+    code, out, _ = tui("prompt", "asked", "one", "--chat", "--json", "--timeout", 20)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["ONE ", "end"]
+    code, _, err = tui("prompt", "asked", "one", "--temperature", 9, "--timeout", 20)
+    assert (code, err) == (1, "temperature=9 is too hot.\n")
+    assert tui("prompt", "asked", " ")[0] == 2
+
+
+def test_a_prompt_that_nobody_answers_is_taken_back(running, tui):
+    """So that no answer is generated which nobody reads."""
+    run = running("--deaf", name="mute")
+    code, out, _ = tui("prompt", "mute", "hello", "--timeout", 0.5)
+    assert code == 1 and "has said nothing for 0.5 seconds" in out
+    asked, taken = run.pending()
+    assert (asked.kind, taken.kind) == ("prompt", "cancel") and taken.arguments == {"request": asked.id}
+
+
 def test_status_is_a_page_or_an_object(make_run, tui):
     """All that is known of a run, and how it stands as exit status."""
     now = time.time()

@@ -19,6 +19,7 @@ from collie.events import (
     Eval,
     EventWriter,
     Hello,
+    Prompt,
     RunFolder,
     Sample,
     Step,
@@ -109,6 +110,14 @@ def _answer(options: argparse.Namespace, run: RunFolder, events: EventWriter, st
             events.write(Alert("warning", "checkpoint", "no space left on the device"), step=step)
         elif request.kind == "checkpoint":
             events.write(Checkpoint(f"/checkpoints/step-{step + 1}", 0.5, 2**20), step=step)
+        elif request.kind == "prompt" and request.arguments.get("temperature") == 9:
+            error = "temperature=9 is too hot."
+            events.write(Prompt(request.id, "", done=True, error=error), step=step)
+        elif request.kind == "prompt":
+            told = request.arguments.get("text") or request.arguments["messages"][0]["content"].upper()
+            for word in told.split():
+                events.write(Prompt(request.id, f"{word} ", done=False), step=step)
+            events.write(Prompt(request.id, "end", done=True, tokens=9, seconds=0.5), step=step)
         elif request.kind == "evaluate":
             for name in ("ppl", "decode")[: options.evaluators]:
                 events.write(Eval(name, {name: 1.5}, 0.1, 32), step=step)

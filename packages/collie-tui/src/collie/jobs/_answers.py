@@ -1,11 +1,12 @@
 """Something asked of a run, and what came of it: found among rank 0's events."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from collie.events import Alert, Bye, Checkpoint, Eval, EventReader, Record, RunFolder, Step
+from collie.events import Alert, Bye, Checkpoint, Eval, EventReader, Prompt, Record, RunFolder, Step
 from collie.interfaces import CollieError, ConfigError
 from collie.jobs._fields import plain_record
 from collie.jobs._peek import Peeker, rank_and_attempt
@@ -18,8 +19,10 @@ class NoAnswer(CollieError):
     """What was asked for was not done."""
 
 
-def ask(run: RunFolder, kind: str) -> "Asked":
-    """Ask for a "checkpoint" or an "evaluate"; whoever trains does it after the step under way.
+def ask(run: RunFolder, kind: str, **arguments: Any) -> "Asked":
+    """Ask for a "checkpoint", an "evaluate" or a "prompt"; whoever trains does it after the step under way.
+
+    arguments: what comes with it; of a prompt `text` or `messages`, and how the answer is generated.
 
     Raises:
         ConfigError: the run has ended, or nobody knows.
@@ -28,7 +31,7 @@ def ask(run: RunFolder, kind: str) -> "Asked":
     if not now.live:
         raise ConfigError(f"{run.id} cannot be asked to {kind}: it is {now.sentence()}.")
     listener = Asked(run, kind)
-    listener.id = run.request(kind)
+    listener.id = run.request(kind, **arguments)
     return listener
 
 
@@ -70,6 +73,29 @@ class Asked:
                 raise NoAnswer(f"{self.run.id} did not {self.kind}: it is {now.sentence()}.")
             if deadline is not None and time.monotonic() >= deadline:
                 raise NoAnswer(f"{self.run.id} did not {self.kind} within {timeout:g} seconds; it may yet.")
+            time.sleep(_INTERVAL)
+
+    def pieces(self, timeout: float | None = None) -> Iterator[Record]:
+        """The pieces of a prompt's answer as they come, the last one with `done`.
+
+        Raises:
+            NoAnswer: the run ended before, or said nothing for `timeout` seconds.
+        """
+        heard, peeker, given = time.monotonic(), Peeker(), 0
+        while True:
+            now = status(self.run, peeker.ranks(self.run))
+            self._read()
+            for record in self._records[given:]:
+                given += 1
+                if isinstance(record.event, Prompt) and record.event.request == self.id:
+                    heard = time.monotonic()
+                    yield record
+                    if record.event.done:
+                        return
+            if not now.live:
+                raise NoAnswer(f"{self.run.id} did not answer: it is {now.sentence()}.")
+            if timeout is not None and time.monotonic() - heard >= timeout:
+                raise NoAnswer(f"{self.run.id} has said nothing for {timeout:g} seconds; it may yet.")
             time.sleep(_INTERVAL)
 
     def _read(self) -> None:

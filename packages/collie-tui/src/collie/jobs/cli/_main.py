@@ -10,11 +10,11 @@ from pathlib import Path
 from collie.events import runs_root
 from collie.interfaces import CollieError
 from collie.jobs._fields import plain
-from collie.jobs.cli import _again, _ask, _export, _list, _remove, _run, _status, _stop, _tail
+from collie.jobs.cli import _again, _ask, _export, _list, _prompt, _remove, _run, _status, _stop, _tail
 from collie.jobs.cli._command import Commands
 from collie.jobs.cli._exit import EXIT_CODES, USAGE
 
-_COMMANDS = (_run, _list, _status, _tail, _stop, _again, _ask, _export, _remove)
+_COMMANDS = (_run, _list, _status, _tail, _stop, _again, _ask, _prompt, _export, _remove)
 _SHIELDED = "\0--"  # no argument of a process can hold a NUL
 
 _EPILOG = """\
