@@ -90,6 +90,7 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         self.shuffle_buffer = shuffle_buffer
         self.on_bad_row = on_bad_row
         self.source = source_of(source, weights)
+        self._weights = dict(weights) if weights is not None else {}
         self.encoder = encoder or RowEncoder(tokenizer, add_special_tokens, max_length)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -124,7 +125,8 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         digest = 0
         for item in self.head:
             digest = zlib.crc32(_as_bytes(item.raw), digest)
-        return f"a stream of {self.source.described()} whose first rows are {digest:08x}"
+        mixed = f" by {self._weights}" if self._weights else ""
+        return f"a stream of {self.source.described()}{mixed} whose first rows are {digest:08x}"
 
     def check(self) -> None:
         """Look at the first rows, before any rank works. Raises DataError: none, or one that cannot be used."""

@@ -204,10 +204,7 @@ class Mix:
         return self._sources[item.source].row(item)
 
     def described(self) -> str:
-        parts = zip(self._names, self._shares, strict=True)
-        return "a mix of " + ", ".join(
-            f"{share:.3g} {name} ({self._sources[name].described()})" for name, share in parts
-        )
+        return " and ".join(f"{name} ({source.described()})" for name, source in self._sources.items())
 
     def _choices(self, seed: int, epoch: int, chunk: int) -> np.ndarray:
         random = np.random.default_rng(seed_sequence(seed, epoch, chunk, 1))  # a path that no block's order has
