@@ -249,6 +249,23 @@ def test_a_stream_that_ends_early_says_so():
             list(loader.iterate(0, start_step=13))
 
 
+def test_what_tells_one_stream_from_another(tmp_path):
+    """First rows, sizes of files, shares of a mix: a loader's order has them, and a checkpoint is compared with it."""
+    file = tmp_path / "a.jsonl"
+    lines = [json.dumps(_row(number)) for number in range(40)]
+
+    def order(source, rows=30, **options):
+        return CollieDataLoader(CollieStream(source, rows=rows, **options), 2, shuffle=True).order
+
+    file.write_text("\n".join(lines))
+    orders = [order(file), order(_rows(40)), order([_row(number + 1) for number in range(40)])]
+    assert order(file) == orders[0] and order([_row(number) for number in range(40)]) == orders[1]
+    file.write_text("\n".join(lines[:20] + lines[21:]))
+    orders += [order(file), order(file, shuffle_buffer=7)]
+    orders += [order({"a": file, "b": _rows(9)}, weights={"a": a, "b": 1}) for a in (1, 2)]
+    assert len(set(orders)) == 7, orders
+
+
 def test_reading_leaves_random_numbers_alone():
     state = torch.random.get_rng_state()
     _steps(CollieStream(_rows(20), rows=20))

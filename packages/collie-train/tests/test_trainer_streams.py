@@ -134,5 +134,5 @@ def test_another_stream_or_order_is_no_place_to_go_on(tmp_path):
         return found
 
     [messages] = run_ranks(1, run)
-    assert "whose first rows are" in messages[0] and "shuffled within 5 rows" in messages[1]
+    assert "a stream of rows whose first rows are" in messages[0] and "shuffled within 5 rows" in messages[1]
     assert "order='shuffled'" in messages[2] and "order='by length, 4 rows a step'" in messages[3]

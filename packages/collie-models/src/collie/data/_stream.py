@@ -130,12 +130,16 @@ class CollieStream(IterableDataset[dict[str, Any]]):
 
     @cached_property
     def described(self) -> str:
-        """What tells one stream from another where ranks, or a checkpoint and a run, are compared: its first rows."""
+        """What tells one stream from another where ranks, or a checkpoint and a run, are compared.
+
+        Its first rows, the bytes of its files, the shares of its mix. It is no digest of all rows: they would have to
+        be read for it.
+        """
         digest = 0
         for item in self.head:
             digest = zlib.crc32(_as_bytes(item.raw), digest)
-        mixed = f" of {self._weights}" if self._weights else ""
-        return f"a stream{mixed} whose first rows are {digest:08x}"
+        mixed = f" by {self._weights}" if self._weights else ""
+        return f"a stream of {self.source.described()}{mixed} whose first rows are {digest:08x}"
 
     def check(self) -> None:
         """Look at the first rows, before any rank works. Raises DataError: none, or one that cannot be used."""

@@ -41,6 +41,10 @@ class RowSource(Protocol):
         """What an item says, a mapping where it is sound. Raises DataError: it cannot be read."""
         ...
 
+    def described(self) -> str:
+        """What is known of the source without reading it, in words, to tell it from another."""
+        ...
+
 
 def source_of(data: Any, weights: Mapping[str, float] | None = None) -> RowSource:
     """The source that `data` stands for: see CollieStream.
@@ -93,6 +97,9 @@ class Lines:
                 f"row {item.number} of {files} is no JSON object ({error}): a stream reads one row a line."
             ) from error
 
+    def described(self) -> str:
+        return f"lines of {sum(path.stat().st_size for path in self.paths)} bytes"
+
 
 def _lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
@@ -115,6 +122,9 @@ class Made:
     def row(self, item: Item) -> Any:
         return item.raw
 
+    def described(self) -> str:
+        return "rows"
+
 
 @dataclass(frozen=True)
 class Iterated:
@@ -136,6 +146,9 @@ class Iterated:
 
     def row(self, item: Item) -> Any:
         return item.raw
+
+    def described(self) -> str:
+        return "rows"
 
 
 def _in_order(data: Any) -> Iterator[Any]:
@@ -189,6 +202,9 @@ class Mix:
 
     def row(self, item: Item) -> Any:
         return self._sources[item.source].row(item)
+
+    def described(self) -> str:
+        return " and ".join(f"{name} ({source.described()})" for name, source in self._sources.items())
 
     def _choices(self, seed: int, epoch: int, chunk: int) -> np.ndarray:
         random = np.random.default_rng(seed_sequence(seed, epoch, chunk, 1))  # a path that no block's order has
