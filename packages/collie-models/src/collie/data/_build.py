@@ -46,14 +46,14 @@ class Chunk:
         """The arrays of an encoder's results. Raises UnsavableField: `as_json`, and it cannot be."""
         rows = [result for result in results if isinstance(result, Encoded)]
         input_ids = _flat([row.tokens.input_ids for row in rows])
-        attention_mask = _flat([row.tokens.attention_mask for row in rows])
+        masks = [row.tokens.attention_mask for row in rows]
         labels = _flat([row.tokens.labels for row in rows])
         targets = labels != IGNORE_INDEX
         extras: list[Any] = [encoded_extra(row.extra) for row in rows] if as_json else [row.extra for row in rows]
         return cls(
             input_ids,
             targets,
-            None if (attention_mask == 1).all() else attention_mask,
+            None if all(mask.count(1) == len(mask) for mask in masks) else _flat(masks),
             None if (labels[targets] == input_ids[targets]).all() else labels,
             np.array([len(row.tokens.input_ids) for row in rows], dtype=np.int64),
             np.array([row.uncut for row in rows], dtype=np.int64),

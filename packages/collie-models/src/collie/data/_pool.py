@@ -9,9 +9,10 @@ import pickle
 import signal
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -24,7 +25,12 @@ _AHEAD = 8  # finished tasks a process that may wait for an earlier one
 
 
 def in_order(
-    work: Callable[[Task], Result], tasks: Iterable[Task], processes: int, name: Callable[[Task], str]
+    work: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    processes: int,
+    name: Callable[[Task], str],
+    *,
+    queued: int = 0,
 ) -> Generator[Result, None, None]:
     """`work` of each task, done in `processes` forked processes. Close the iterator to end them early.
 
@@ -33,7 +39,9 @@ def in_order(
     `if __name__ == "__main__"` could not start others, and as torch's DataLoader does: `work` must touch neither a GPU
     nor a process group. They end with the iterator, at Ctrl+C, and, where this process is killed, after their task.
 
-    name: what a task is, for errors.
+    name: what a task is, for errors. queued: how many tasks wait at each process for it to be ready, so that it need
+    not wait for this one; only for tasks of few bytes, which fit into a pipe: of large ones one end would wait for the
+    other to read.
     Raises:
         CollieError: `work` raised it.
         DataError: `work` raised something else, or its process died; it says at which task.
@@ -42,7 +50,7 @@ def in_order(
     try:
         for _ in range(processes):
             workers.append(_fork(work, [worker.pipe for worker in workers]))
-        yield from _results(workers, tasks, name)
+        yield from _results(workers, tasks, name, deque(workers * (1 + queued)))
     finally:
         for worker in workers:
             worker.process.kill()  # it holds nothing that would need to be put away
@@ -68,12 +76,11 @@ def here(
 
 @dataclass
 class _Worker:
-    """A process and our end of its pipe; `number` and `task` are what it is at."""
+    """A process, our end of its pipe, and the tasks it was given, with their numbers: it is at the first."""
 
     process: Any
     pipe: Connection
-    number: int = -1
-    task: Any = None
+    tasks: deque[tuple[int, Any]] = field(default_factory=deque)
 
 
 @dataclass(frozen=True)
@@ -91,35 +98,39 @@ class _Remote(Exception):
         return f"\n{self.args[0]}"
 
 
-def _results(workers: list[_Worker], tasks: Iterable[Any], name: Callable[[Any], str]) -> Iterator[Any]:
+def _results(
+    workers: list[_Worker], tasks: Iterable[Any], name: Callable[[Any], str], places: deque[_Worker]
+) -> Iterator[Any]:
+    """places: where a task can be put, each worker as often as it takes one at a time."""
     waiting = enumerate(tasks)
-    idle, busy = list(workers), dict[Connection, _Worker]()
     done: dict[int, tuple[Any, Any]] = {}  # tasks and what came of them, errors too: the first is to be told of
     given = returned = 0
     while True:
-        while idle and given - returned < _AHEAD * len(workers) and (next_task := next(waiting, None)) is not None:
-            worker = idle.pop()
-            worker.number, worker.task = next_task
-            _send(worker, name)
-            busy[worker.pipe] = worker
+        while places and given - returned < _AHEAD * len(workers) and (task := next(waiting, None)) is not None:
+            worker = places.popleft()
+            worker.tasks.append(task)
+            _send(worker, task[1], name)
             given += 1
+        busy = {worker.pipe: worker for worker in workers if worker.tasks}
         if not busy:
             return
         for pipe in wait(list(busy)):
-            worker = busy.pop(cast(Connection, pipe))
-            done[worker.number] = worker.task, _receive(worker, name)
-            idle.append(worker)
+            worker = busy[cast(Connection, pipe)]
+            answer = _receive(worker, name)
+            number, of = worker.tasks.popleft()
+            done[number] = of, answer
+            places.append(worker)
         while returned in done:
-            task, answer = done.pop(returned)
+            of, answer = done.pop(returned)
             if isinstance(answer, _Failure):
-                _raise(answer, name(task))
+                _raise(answer, name(of))
             yield answer
             returned += 1
 
 
-def _send(worker: _Worker, name: Callable[[Any], str]) -> None:
+def _send(worker: _Worker, task: Any, name: Callable[[Any], str]) -> None:
     try:
-        worker.pipe.send_bytes(pickle.dumps(worker.task, pickle.HIGHEST_PROTOCOL))
+        worker.pipe.send_bytes(pickle.dumps(task, pickle.HIGHEST_PROTOCOL))
     except BrokenPipeError:
         raise _died(worker, name) from None
 
@@ -149,7 +160,7 @@ def _died(worker: _Worker, name: Callable[[Any], str]) -> DataError:
         how = f"was ended by {signal.Signals(-code).name}"
     if code == -signal.SIGKILL:
         how += ", as the kernel does where memory runs out: fewer processes need less of it"
-    return DataError(f"{name(worker.task)}: the process that tokenised them {how}.")
+    return DataError(f"{name(worker.tasks[0][1])}: the process that tokenised them {how}.")
 
 
 def _fork(work: Callable[[Any], Any], others: Sequence[Connection]) -> _Worker:

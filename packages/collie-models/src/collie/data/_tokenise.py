@@ -134,7 +134,7 @@ class _Work:
 
         if self.processes == 1 or len(first) < _FEW or multiprocessing.current_process().daemon:
             return here(encode, tasks, str)
-        return in_order(encode, tasks, self.processes, str)
+        return in_order(encode, tasks, self.processes, str, queued=int(_has_places(self.rows)))
 
 
 @dataclass(frozen=True, slots=True)
