@@ -7,6 +7,7 @@ import torch
 from toy_training import make_config, make_model, rows, sgd, snapshot
 from transformers import LlamaForCausalLM
 
+from collie.adapters import load_peft, save_peft
 from collie.callbacks import Callback, CheckpointCallback, LoadBestModelCallback
 from collie.controller.trainer import Trainer
 from collie.events import Checkpoint, EventReader, RunFolder
@@ -112,6 +113,33 @@ def test_adapters_on_two_ranks(tmp_path):
     first, second = adapters(wrapped), adapters(again)
     assert any(value.any() for name, value in first.items() if "lora_B" in name)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_callbacks_save_the_adapter_that_a_model_has(tmp_path):
+    """One in PEFT's wrapper, and one of ours that came by load_peft: neither is in the config."""
+
+    def run():
+        lora = peft.LoraConfig(r=2, target_modules=["q_proj"])
+        config = make_config(train_epochs=2, eval_per_n_epochs=1, peft_config=lora)
+        save_peft(make_model(config), tmp_path / "adapter")
+        config = make_config(train_epochs=2, eval_per_n_epochs=1)
+        ours = load_peft(make_model(config), config, tmp_path / "adapter", is_trainable=True)
+        theirs = peft.get_peft_model(LlamaForCausalLM(toy_llama_config()), lora)
+        for name, model in (("ours", ours), ("theirs", theirs)):
+            callbacks = [
+                CheckpointCallback(tmp_path / name, last=True),
+                LoadBestModelCallback(tmp_path / name, monitor="score", delete_after_train=False),
+            ]
+            optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+            trainer = Trainer(
+                model, config, optimizer=optimizer, train_dataset=rows(), callbacks=callbacks, evaluators=Rising()
+            )
+            trainer.train()
+
+    run_ranks(1, run)
+    saved = {"adapter_config.json", "adapter_model.safetensors"}
+    for name in ("ours", "theirs"):
+        assert files(f"file://{tmp_path}/{name}") == {f"{place}/{file}" for place in ("last", "best") for file in saved}
 
 
 def test_a_model_of_transformers_and_its_adapter():

@@ -110,7 +110,15 @@ class Engine:
         return self.train(False)
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate one micro-batch's loss; DeepSpeed divides it by the accumulation steps and averages over dp."""
+        """Backpropagate one micro-batch's loss; DeepSpeed divides it by the accumulation steps and averages over dp.
+
+        The loss may come of the model itself, as a user's train_fn calls it: that another micro-batch has begun
+        DeepSpeed sees in its own forward alone, without which ZeRO-3 would put gradients in the place of the last
+        micro-batch's.
+        """
+        begin = getattr(self._deepspeed.optimizer, "clear_backward_seen_flag", None)
+        if begin is not None:
+            begin()  # does nothing where the engine's forward has
         self._deepspeed.backward(loss)
 
     def step(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from collie.adapters import adapter_of, wrapped_adapters
 from collie.interfaces import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Saver:
                     path, wait=False, then=lambda _: self._delete(trainer, condemned), **self._arguments
                 )
                 return True
-            save = trainer.save_peft if self.peft_only and trainer.config.uses_peft else trainer.save_model
+            save = trainer.save_peft if self._saves_adapter(trainer) else trainer.save_model
             save(path, **self._arguments)
         except CheckpointError as error:
             self._condemned.difference_update(replaced)
@@ -71,8 +72,7 @@ class Saver:
 
     def load(self, trainer: Trainer, name: str) -> None:
         """Load the model or the adapter that `save` has written into the folder `name`."""
-        peft = self.peft_only and trainer.config.uses_peft
-        (trainer.load_peft if peft else trainer.load_model)(self.path(name))
+        (trainer.load_peft if self._saves_adapter(trainer) else trainer.load_model)(self.path(name))
 
     def delete(self, trainer: Trainer, name: str) -> None:
         """Delete the folder `name`, which must be one that `save` has written. What fails is an alert."""
@@ -84,6 +84,11 @@ class Saver:
                 system.rm(path, recursive=True)
         except Exception as error:  # each file system has its own, and none of them is worth a training
             trainer.alert("checkpoint", f"{self.path(name)} was not deleted: {error}")
+
+    def _saves_adapter(self, trainer: Trainer) -> bool:
+        """By what the model has: an adapter may have come by load_peft, or be in PEFT's wrapper, without a config's."""
+        adapted = adapter_of(trainer.model) is not None or wrapped_adapters(trainer.model) is not None
+        return self.peft_only and adapted
 
     def _delete(self, trainer: Trainer, names: Iterable[str]) -> None:
         for name in names:

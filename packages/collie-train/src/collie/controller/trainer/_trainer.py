@@ -250,11 +250,23 @@ class Trainer:
         return results
 
     def save_model(self, path: str, **arguments: Any) -> None:
-        """Write the weights as a Hugging Face folder; collective, ends with a barrier on every rank."""
+        """Write weights, config and tokenizer as a Hugging Face folder; collective, ends with a barrier on every rank.
+
+        Args:
+            path: of the folder, or a URL that fsspec knows.
+            arguments: for the model's save_pretrained.
+
+        Raises:
+            ConfigError: the model cannot write itself, or has an adapter.
+            CheckpointError: it could not be written; on every rank.
+        """
         self._saving.save_model(path, **arguments)
 
     def load_model(self, path: str) -> None:
-        """Replace the weights of a model of collie.models by a Hugging Face folder's, in any layout and ZeRO stage."""
+        """Replace the weights of a model of collie.models by a Hugging Face folder's, in any layout and ZeRO stage.
+
+        path: a folder, a repository of the Hub, or a URL that fsspec knows.
+        """
         self._saving.load_model(path)
 
     def save_peft(self, path: str, adapter_name: str = "default") -> None:
@@ -264,7 +276,8 @@ class Trainer:
     def load_peft(self, path: str, adapter_name: str = "default") -> None:
         """Replace the values of the model's adapter by those of PEFT's files, in any layout. Collective.
 
-        A model without an adapter gets one from `collie.adapters.load_peft`, before its optimizer is made.
+        A model without an adapter gets one from `collie.adapters.load_peft`, before its optimizer is made. `path`: a
+        folder, or a URL that fsspec knows.
         """
         self._saving.load_peft(path, adapter_name)
 
