@@ -125,6 +125,7 @@ def test_a_provider_that_cannot_start_is_refused_on_every_rank():
         first = Given([5])
         with pytest.raises(ConfigError, match="OSError: address already in use"):
             Server(toy(), [first, Taken()]).start()
+        first.asked.wait(timeout=5 if torch.distributed.get_rank() == 0 else 0)
         return first.answers()
 
     assert run_ranks(2, run, init=True)[0] == [None, None]  # also what the first has asked meanwhile
