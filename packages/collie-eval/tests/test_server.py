@@ -116,6 +116,21 @@ def test_the_provider_is_started_once_on_rank_0():
     assert run_ranks(2, run, init=True) == [([9, 9], None), (None, None)]
 
 
+def test_a_provider_that_cannot_start_is_refused_on_every_rank():
+    class Taken(Given):
+        def start_provider(self):
+            raise OSError("address already in use")
+
+    def run():
+        first = Given([5])
+        with pytest.raises(ConfigError, match="OSError: address already in use"):
+            Server(toy(), [first, Taken()]).start()
+        first.asked.wait(timeout=5 if torch.distributed.get_rank() == 0 else 0)
+        return first.answers()
+
+    assert run_ranks(2, run, init=True)[0] == [None, None]  # also what the first has asked meanwhile
+
+
 def test_what_is_no_provider_or_cannot_generate_is_refused():
     with pytest.raises(ConfigError, match="data_provider is a list"):
         Server(torch.nn.Linear(1, 1), [])

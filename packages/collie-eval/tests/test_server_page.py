@@ -2,6 +2,7 @@
 
 import base64
 import html
+import inspect
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -190,6 +192,34 @@ def test_a_port_in_use_and_a_short_token_are_refused(page):
     with pytest.raises(ConfigError, match="has 3 characters: use 8 or more"):
         GradioProvider(Bytes(), token="abc")
     assert GradioProvider(Bytes()).token != GradioProvider(Bytes()).token
+
+
+def test_sharing_is_gradios_work_and_ends_with_the_page(monkeypatch, caplog):
+    """Asked for as gradio's own launch asks for it; where its service does not answer, that is said."""
+    from gradio import networking, tunneling
+
+    signature = inspect.signature(networking.setup_tunnel)
+    tunnel = SimpleNamespace(killed=[], kill=lambda: tunnel.killed.append(1))
+
+    def setup(*arguments):
+        given = signature.bind(*arguments).arguments
+        monkeypatch.setattr(tunneling, "CURRENT_TUNNELS", [tunnel])
+        assert given["local_host"] == "127.0.0.1" and given["local_port"] == provider.port
+        return "https://name.example"
+
+    monkeypatch.setattr(networking, "setup_tunnel", setup)
+    provider = GradioProvider(Bytes(), port=0, share=True)
+    provider.start_provider()
+    provider.stop_provider()
+    assert f"https://name.example/#token={provider.token}" in caplog.text and tunnel.killed == [1]
+
+    def fails(*arguments):
+        raise RuntimeError("Could not get share link")
+
+    monkeypatch.setattr(networking, "setup_tunnel", fails)
+    with pytest.raises(ConfigError, match="share=True: gradio's service gives no public address: Could not"):
+        provider.start_provider()
+    provider.stop_provider()
 
 
 class Browser:

@@ -100,6 +100,8 @@ class Server:
                     provider.start_provider()
             except Exception as error:
                 problem[0] = str(error) if isinstance(error, CollieError) else f"{type(error).__name__}: {error}"
+                for provider in self._providers:  # those that have started, too
+                    provider.stop_provider()
         if active_topology().world_size > 1:
             dist.broadcast_object_list(problem, src=0)
         if problem[0] is not None:

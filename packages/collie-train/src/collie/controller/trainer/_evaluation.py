@@ -38,17 +38,18 @@ def dataset_evaluator(
 
 
 def prompt_server(model: nn.Module, data_provider: Any, tokenizer: Any) -> SupportsServer | None:
-    """Return a Server that answers the prompts of `data_provider`, and those that lie in the run's folder.
+    """Return a Server that answers the prompts of `data_provider`, and with a tokenizer those in the run's folder.
 
-    The latter need a tokenizer, and no data_provider: a run whose model generates answers the dashboard if it can.
-    None: nobody can ask.
+    Without a data_provider it is made where it can be: of a model that generates, where collie-eval is installed. None
+    where nobody can ask.
 
     Raises:
         MissingExtraError: collie-eval is not installed, and a data_provider was given.
     """
-    needs_none = tokenizer is None or not callable(getattr(model, "generate", None))
-    if data_provider is None and (needs_none or importlib.util.find_spec("collie.controller.server") is None):
-        return None
+    if data_provider is None:
+        can_ask = tokenizer is not None and callable(getattr(model, "generate", None))
+        if not can_ask or importlib.util.find_spec("collie.controller.server") is None:
+            return None
     module = require("collie.controller.server", "collie-train[eval]", "data_provider")
     providers = [data_provider] if data_provider is not None else []
     if tokenizer is not None:

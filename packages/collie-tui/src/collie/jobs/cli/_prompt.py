@@ -36,9 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--chat", action="store_true", help="as a user's message, by the model's chat template")
     for name, (kind, about) in _OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=about)
-    parser.add_argument(
-        "--timeout", type=float, metavar="S", help="seconds of silence to wait for (no limit)"
-    )
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds of silence to wait for (no limit)")
 
 
 def prompt_command(options: argparse.Namespace) -> int:
