@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from collie.data import (
     CollieDatasetForClassification,
     CollieDatasetForGeneration,
     CollieDatasetForPerplexity,
+    CollieDatasetForTraining,
     ColliePadder,
     Source,
 )
@@ -56,7 +56,7 @@ def evaluate(options: argparse.Namespace) -> Report:
     return report
 
 
-def _dataset(reading: Reading, options: argparse.Namespace, tokenizer: Any) -> Sequence[Any]:
+def _dataset(reading: Reading, options: argparse.Namespace, tokenizer: Any) -> CollieDatasetForTraining:
     source = Source(options.data, max_rows=options.max_rows)
     common = {"chat_template": options.chat_template}
     match reading:
@@ -69,7 +69,7 @@ def _dataset(reading: Reading, options: argparse.Namespace, tokenizer: Any) -> S
 
 
 def _evaluator(
-    reading: Reading, options: argparse.Namespace, model: Any, tokenizer: Any, dataset: Sequence[Any]
+    reading: Reading, options: argparse.Namespace, model: Any, tokenizer: Any, dataset: CollieDatasetForTraining
 ) -> Evaluator:
     common: dict[str, Any] = {"model": model, "dataset": dataset, "tokenizer": tokenizer, "metrics": {}}
     match reading:

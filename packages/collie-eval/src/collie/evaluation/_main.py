@@ -83,7 +83,7 @@ def _lm_eval(options: argparse.Namespace) -> None:
 
 def _task_rows(results: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each number of the harness, whose keys are `metric,filter` and `metric_stderr,filter`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for task, numbers in results.items():
         for key, value in numbers.items():
             metric, _, kind = key.partition(",")
