@@ -213,7 +213,7 @@ def test_the_end_of_a_large_log_costs_nothing(make_run):
     began = time.perf_counter()
     lines = MergedTail(run, streams=("stdout",)).last(2)
     assert [line.text for line in lines] == ["last but one", "last"]
-    assert time.perf_counter() - began < 0.1
+    assert time.perf_counter() - began < 0.5
 
 
 def test_a_followed_job_is_told_to_its_end(running, tui, until):
