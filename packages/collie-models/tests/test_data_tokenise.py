@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from data_toys import byte_tokenizer
 from datasets import Dataset
 
 from collie.data import _pool, _tokenise
 from collie.data._build import Chunk, TableBuilder
+from collie.data._encode import TextEncoder
 from collie.data._rows import Encoded, Refused, Tokens
 from collie.data._tokenise import tokenised
 from collie.interfaces import ConfigError, DataError
@@ -273,3 +275,20 @@ def test_columns_in_files_and_in_memory_are_alike(tmp_path):
     assert len(tables[0]) == 19 and np.array_equal(tables[0].lengths, np.diff(tables[0].offsets))
     empty = TableBuilder().finish()
     assert len(empty) == 0 and empty.target_counts().tolist() == []
+
+
+def test_a_fast_tokenizer_is_called_as_it_calls_itself():
+    """Its backend gives its ids without its detours; not where settings of an earlier call are left in it."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    encoder = TextEncoder(tokenizer, add_special_tokens=True)
+    texts = ["a b c", "", "d </s> e", "a" * 50]
+    expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    assert encoder.ids(texts) == expected and encoder.ids([]) == []
+    plain = encoder.fingerprint()
+    for split in (False, True):
+        tokenizer.split_special_tokens = split
+        expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        tokenizer(["a b c d"], truncation=True, max_length=2, padding="max_length")
+        assert tokenizer.backend_tokenizer.truncation is not None and encoder.fingerprint() == plain
+        assert encoder.ids(texts) == expected == encoder.ids(texts)

@@ -67,6 +67,10 @@ class TextEncoder:
         """Ids of many texts in one call, which fast tokenizers spread over threads; no special tokens around them."""
         if not texts:
             return []
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if _is_bare(backend, self.tokenizer):
+            # what the tokenizer calls itself, less the tokens' places in the text, which are a fifth of the time
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -77,6 +81,16 @@ class TextEncoder:
         return Tokens(ids, [1] * len(ids), [IGNORE_INDEX] * len(given) + targets)
 
 
+def _is_bare(backend: Any, tokenizer: Any) -> bool:
+    """Whether a fast tokenizer's backend, called by itself, gives the ids that the tokenizer gives."""
+    return (
+        hasattr(backend, "encode_batch_fast")
+        and backend.truncation is None
+        and backend.padding is None
+        and backend.encode_special_tokens == getattr(tokenizer, "split_special_tokens", False)
+    )
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """A digest of what a tokenizer makes of texts: equal for two that were loaded from the same files.
 
@@ -84,10 +98,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        content = json.loads(backend.to_str())
-        content.pop("padding", None)  # of the last call, and nothing to a text's ids
-        content.pop("truncation", None)
-        told = json.dumps(content).encode()
+        text = backend.to_str()
+        # truncation and padding stand before them: those of the last call, and nothing to a text's ids
+        told = text[max(text.find('"added_tokens"'), 0) :].encode()
     elif hasattr(tokenizer, "get_vocab"):
         kept = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
         told = json.dumps([*kept, getattr(tokenizer, "init_kwargs", {})], default=str, sort_keys=True).encode()
