@@ -146,7 +146,7 @@ def test_no_runs_yet_shows_three_commands(runs, make_run):
         keys = screen(pilot.app).splitlines()[-1]
         assert not any(word in keys for word in ("open", "stop", "views", "rank", "stdout"))  # nothing to do there
         make_run("newborn", "running")
-        await see("newborn", "● running", "open", "s stop", "e stdout/err")
+        await see("newborn", "● running", "open", "s stop", "e out/err")
         assert "No runs yet" not in screen(pilot.app)
 
     watch(runs, scenario)
