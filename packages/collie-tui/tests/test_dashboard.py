@@ -1,11 +1,11 @@
 """The dashboard under Textual's pilot: what a person sees, on run folders and on a living job."""
 
-import asyncio
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from dashboard import SIZES, screen, watch
 
 from collie import jobs
 from collie.events import Alert, Checkpoint, Eval, Sample
@@ -17,32 +17,6 @@ from collie.tui._source import Query, Source
 from collie.tui._widgets import EvaluationPane, LogPane, RankTable, RunPanel, RunTable
 
 pytestmark = pytest.mark.timeout(90)
-SIZES = [(80, 24), (120, 40), (200, 60)]
-
-
-def watch(root, scenario, size=(80, 24)):
-    """Run `scenario(pilot, see)` on a dashboard; `see(text)` waits until the text is on the screen."""
-
-    async def main():
-        app = Dashboard(root, interval=0.05)
-        async with app.run_test(size=size, notifications=True) as pilot:
-
-            async def see(*texts, seconds=20.0):
-                deadline = time.monotonic() + seconds
-                while not all(text in screen(app) for text in texts):
-                    assert time.monotonic() < deadline, f"{texts} not on the screen:\n{screen(app)}"
-                    await pilot.pause(0.02)
-
-            await scenario(pilot, see)
-        return app
-
-    return asyncio.run(main())
-
-
-def screen(app):
-    """The text on the screen, line by line, with what stands over it."""
-    strips = app.screen._compositor.render_strips()
-    return "\n".join("".join(segment.text for segment in strip).rstrip() for strip in strips)
 
 
 def _evaluated(step=9):
@@ -172,7 +146,7 @@ def test_no_runs_yet_shows_three_commands(runs, make_run):
         keys = screen(pilot.app).splitlines()[-1]
         assert not any(word in keys for word in ("open", "stop", "views", "rank", "stdout"))  # nothing to do there
         make_run("newborn", "running")
-        await see("newborn", "● running", "open", "s stop", "e stdout/err")
+        await see("newborn", "● running", "open", "s stop", "e out/err")
         assert "No runs yet" not in screen(pilot.app)
 
     watch(runs, scenario)

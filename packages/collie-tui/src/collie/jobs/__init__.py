@@ -1,6 +1,7 @@
 """Jobs that outlive the terminal they were started from: a supervisor process for each. No textual, no torch."""
 
 from collie.jobs._adopt import adopt
+from collie.jobs._answers import Asked, ask
 from collie.jobs._control import asked_to_stop, find, ls, stop, wait
 from collie.jobs._format import (
     NOTHING,
@@ -17,7 +18,7 @@ from collie.jobs._leave import LaunchError
 from collie.jobs._logs import LogTail, RankLogs, rank_logs
 from collie.jobs._order import Means
 from collie.jobs._peek import Peeker
-from collie.jobs._rank import Decoded, Evaluation, RankView, Warned
+from collie.jobs._rank import Answer, Decoded, Evaluation, RankView, Warned
 from collie.jobs._reader import RunReader, RunView
 from collie.jobs._resume import last_checkpoint, resume
 from collie.jobs._series import Curve, Point, Series
@@ -27,6 +28,8 @@ from collie.jobs._summary import Summary, display_name, summarise, summary, unre
 
 __all__ = [
     "NOTHING",
+    "Answer",
+    "Asked",
     "Curve",
     "Decoded",
     "Evaluation",
@@ -46,6 +49,7 @@ __all__ = [
     "Summary",
     "Warned",
     "adopt",
+    "ask",
     "asked_to_stop",
     "display_name",
     "find",

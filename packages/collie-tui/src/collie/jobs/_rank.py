@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from collie.events import Alert, Bye, Checkpoint, Eval, Hello, Phase, Record, Sample, Step
+from collie.events import Alert, Bye, Checkpoint, Eval, Hello, Phase, Prompt, Record, Sample, Step
 
 _WINDOW = 16  # steps over which speed is measured
 _SAMPLES = 64
@@ -44,6 +44,31 @@ class Decoded:
     target: str | None
     step: int | None
     rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a prompt so far.
+
+    Attributes:
+        request: id of the request.
+        text: the pieces that have come.
+        step: number of steps that the model had finished.
+        error: why there is no answer, or only a part of one.
+        tokens, seconds: of a whole answer.
+    """
+
+    request: str
+    text: str = ""
+    step: int | None = None
+    done: bool = False
+    error: str = ""
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def and_then(self, piece: Prompt, step: int | None) -> "Answer":
+        """The answer with its next piece."""
+        return Answer(self.request, self.text + piece.text, step, piece.done, piece.error, piece.tokens, piece.seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,19 @@
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from collie.events import Alert, Eval, EventReader, Record, RunFolder, Step
+from collie.events import Alert, Eval, EventReader, Prompt, Record, RunFolder, Sample, Step
 from collie.jobs._fields import plain_record
 from collie.jobs._peek import rank_and_attempt
-from collie.jobs._rank import Decoded, Evaluation, RankState, RankView, Warned, finished, warned
+from collie.jobs._rank import Answer, Decoded, Evaluation, RankState, RankView, Warned, finished, warned
 from collie.jobs._series import Curve, Series
 from collie.jobs._summary import Summary, summarise
 
 _RECORDS_A_REFRESH = 20_000
+_EVALUATIONS = 512  # that are remembered
+_TEXTS_OF = 16  # steps whose decoded texts are remembered
+_ANSWERS = 64  # to prompts, that are remembered
 ALERTS = "alerts.jsonl"
 """What the supervisor alarms of, in a run's folder: event records, like the ranks' own."""
 
@@ -26,6 +30,9 @@ class RunView:
         loss: loss over the number of finished steps, as the first rank that knows it tells it.
         evaluations: the last one of each evaluator, oldest first.
         samples: texts of the last evaluation.
+        history: the latest evaluations of all evaluators, oldest first.
+        texts: the decoded texts of the latest steps that have any, by the number of finished steps.
+        answers: to the latest prompts, in the order in which their first pieces came.
         evaluated_at: how many steps were finished when each of the latest evaluations ended.
         checkpoint: time of the last checkpoint and the number of steps finished before it.
         alerts: the latest of all ranks, oldest first.
@@ -38,6 +45,9 @@ class RunView:
     loss: Curve = Curve()  # noqa: RUF009 - immutable
     evaluations: tuple[Evaluation, ...] = ()
     samples: tuple[Decoded, ...] = ()
+    history: tuple[Evaluation, ...] = ()
+    texts: tuple[tuple[int, tuple[Decoded, ...]], ...] = ()
+    answers: tuple[Answer, ...] = ()
     evaluated_at: tuple[int, ...] = ()
     checkpoint: tuple[float, int | None] | None = None
     alerts: tuple[Warned, ...] = ()
@@ -55,6 +65,9 @@ class RunReader:
         self._loss = Series()
         self._loss_from: tuple[int, int] | None = None
         self._evaluated_at: dict[int, None] = {}
+        self._history: deque[Evaluation] = deque(maxlen=_EVALUATIONS)
+        self._texts: dict[int, list[Decoded]] = {}
+        self._answers: dict[str, Answer] = {}
         self._behind = False
         self._uncountable = 0
         self._alarms = EventReader(run.path / ALERTS)
@@ -97,8 +110,15 @@ class RunReader:
                 self._loss.add(step, event.loss)
         elif isinstance(event, Eval) and step is not None:
             self._evaluated_at[step] = None
-            while len(self._evaluated_at) > 256:
-                del self._evaluated_at[next(iter(self._evaluated_at))]
+            _forget_all_but(256, self._evaluated_at)
+            self._history.append(state.evaluations[event.name])
+        elif isinstance(event, Sample) and step is not None:
+            self._texts.setdefault(step, []).append(state.samples[-1])
+            _forget_all_but(_TEXTS_OF, self._texts)
+        elif isinstance(event, Prompt):
+            before = self._answers.get(event.request, Answer(event.request))
+            self._answers[event.request] = before.and_then(event, step)
+            _forget_all_but(_ANSWERS, self._answers)
 
     def view(self) -> RunView:
         """The run as far as it has been read, with its state judged now."""
@@ -114,12 +134,21 @@ class RunReader:
             loss=self._loss.curve(),
             evaluations=tuple(sorted(evaluations, key=lambda evaluation: evaluation.t)),
             samples=_last_samples(states),
+            history=tuple(self._history),
+            texts=tuple((step, tuple(texts)) for step, texts in self._texts.items()),
+            answers=tuple(self._answers.values()),
             evaluated_at=tuple(self._evaluated_at),
             checkpoint=max(checkpoints, key=lambda checkpoint: checkpoint[0], default=None),
             alerts=tuple(sorted(alerts, key=lambda alert: alert.t)),
             behind=self._behind,
             lost_events=self._uncountable + sum(reader.gaps + reader.bad_lines for reader in self._readers.values()),
         )
+
+
+def _forget_all_but(count: int, remembered: dict[Any, Any]) -> None:
+    """Forget what came first."""
+    while len(remembered) > count:
+        del remembered[next(iter(remembered))]
 
 
 def _last_samples(states: list[RankState]) -> tuple[Decoded, ...]:

@@ -15,11 +15,12 @@ from textual.worker import get_current_worker
 
 from collie.events import RunFolder
 from collie.interfaces import CollieError
-from collie.jobs import Means, State, Summary, asked_to_stop, stop
+from collie.jobs import Means, State, Summary, ask, asked_to_stop, stop
 from collie.tui._screens import HelpScreen, RunScreen, RunsScreen, StopScreen
 from collie.tui._screens._base import SnapshotScreen
 from collie.tui._source import Query, Snapshot, Source, Stream
 from collie.tui._theme import DARK, LIGHT
+from collie.tui._widgets import AskPane, Question
 from collie.tui._words import cost_of_stopping, progress
 
 
@@ -58,6 +59,8 @@ class Dashboard(App[None]):
         self.snapshot = Snapshot()
         self.query_now = Query()
         self.has_read = False
+        self.questions: tuple[Question, ...] = ()
+        """What was asked of models from here."""
         self._source = Source(root)
         self._interval = interval
         self._wake = threading.Event()
@@ -119,7 +122,7 @@ class Dashboard(App[None]):
             self.query_now = Query(run)
             self._wake.set()
 
-    def ask(self, *, rank: int | None = None, stream: Stream | None = None) -> None:
+    def look_at(self, *, rank: int | None = None, stream: Stream | None = None) -> None:
         """Show another rank's log, or its other output."""
         log = self.snapshot.log
         current = Query(
@@ -177,6 +180,32 @@ class Dashboard(App[None]):
         word = told[means] if asked else "is lost: no process of it is left to ask"
         self.notify(f"{run.name} {word}.", markup=False)
         self._wake.set()
+
+    def on_ask_pane_asked(self, message: AskPane.Asked) -> None:
+        """Ask the model in training."""
+        self._ask(message.run, message.text)
+
+    @work(thread=True, exit_on_error=False, group="ask")
+    def _ask(self, run: str, text: str) -> None:
+        problem, request = "", f"{run} {len(self.questions)}"
+        try:
+            request = ask(RunFolder(self.root / run), "prompt", text=text).id
+        except (CollieError, OSError) as error:
+            problem = str(error)
+        self.questions = (*self.questions, Question(run, request, text, problem))
+        self.call_from_thread(self._paint)
+        self._wake.set()
+
+    def on_ask_pane_cancelled(self, message: AskPane.Cancelled) -> None:
+        """Take a question back, or end its answer."""
+        self._cancel(message.run, message.request)
+
+    @work(thread=True, exit_on_error=False, group="ask")
+    def _cancel(self, run: str, request: str) -> None:
+        try:
+            RunFolder(self.root / run).request("cancel", request=request)
+        except (CollieError, OSError) as error:
+            self.notify(str(error), severity="error", markup=False)
 
     def get_system_commands(self, screen: Any) -> Any:
         """The palette's commands, without those that make no sense here."""

@@ -10,10 +10,11 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.css.query import NoMatches
 from textual.screen import Screen
-from textual.widgets import Footer
+from textual.widget import Widget
+from textual.widgets import Footer, Input
 
 from collie.tui._source import Snapshot
-from collie.tui._widgets import LogPane, RankTable, RunPanel, Table
+from collie.tui._widgets import EvaluationTable, LogPane, RankTable, RunPanel, Table
 from collie.tui._widgets._panel import VIEWS, View
 
 if TYPE_CHECKING:
@@ -29,11 +30,17 @@ RUN_BINDINGS: list[BindingType] = [
     Binding("1", "view('overview')", "overview", group=_VIEWS, id="overview"),
     Binding("2", "view('ranks')", "ranks", group=_VIEWS, id="ranks"),
     Binding("3", "view('log')", "log", group=_VIEWS, id="log"),
+    Binding("4", "view('evals')", "evals", group=_VIEWS, id="evals"),
+    Binding("5", "view('ask')", "ask", group=_VIEWS, id="ask"),
     Binding("left_square_bracket", "rank(-1)", "previous rank", key_display="[", group=_RANKS, id="rank.previous"),
     Binding("right_square_bracket", "rank(1)", "next rank", key_display="]", group=_RANKS, id="rank.next"),
-    Binding("e", "stream", "stdout/err", id="stream"),
+    Binding("e", "stream", "out/err", id="stream"),
 ]
 """Keys that work on the selected run."""
+
+
+_FOCUS: dict[str, type[Widget]] = {"ranks": RankTable, "log": LogPane, "evals": EvaluationTable, "ask": Input}
+"""What has the focus in a view."""
 
 
 class SnapshotScreen(Screen[None]):
@@ -46,7 +53,7 @@ class SnapshotScreen(Screen[None]):
 
     def show(self, snapshot: Snapshot, now: float) -> None:
         """Hand a snapshot to the widgets. now: seconds since the epoch."""
-        self.query_one(RunPanel).show(snapshot, now)
+        self.query_one(RunPanel).show(snapshot, now, self.dashboard.questions)
 
     def on_screen_resume(self) -> None:
         """Be up to date when we come to the front."""
@@ -61,7 +68,7 @@ class SnapshotScreen(Screen[None]):
         """Change what the panel shows, and put the focus where keys make sense."""
         panel = self.query_one(RunPanel)
         panel.view = panel.chosen = view if view in VIEWS else "overview"
-        target = {"ranks": RankTable, "log": LogPane}.get(view)
+        target = _FOCUS.get(view)
         if target is not None:
             self.query_one(target).focus()
         else:
@@ -88,15 +95,15 @@ class SnapshotScreen(Screen[None]):
         log = self.dashboard.snapshot.log
         if log is not None and log.ranks:
             place = log.ranks.index(log.rank) if log.rank in log.ranks else 0
-            self.dashboard.ask(rank=log.ranks[(place + by) % len(log.ranks)])
+            self.dashboard.look_at(rank=log.ranks[(place + by) % len(log.ranks)])
 
     def action_stream(self) -> None:
         """Show the rank's other output."""
         log = self.dashboard.snapshot.log
         if log is not None:
-            self.dashboard.ask(stream="stdout" if log.stream == "stderr" else "stderr")
+            self.dashboard.look_at(stream="stdout" if log.stream == "stderr" else "stderr")
 
     def on_table_highlighted(self, message: Table.Highlighted) -> None:
         """The rank under the cursor is the rank whose log is shown."""
         if isinstance(message.table, RankTable) and message.table.has_focus:
-            self.dashboard.ask(rank=int(message.key))
+            self.dashboard.look_at(rank=int(message.key))

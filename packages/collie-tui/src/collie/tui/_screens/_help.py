@@ -14,11 +14,9 @@ from collie.tui._theme import Roles
 
 _KEYS = (
     ("↑ ↓", "select a run, or a rank; pgup, pgdn, home, end"),
-    ("enter", "open the run on the whole screen"),
-    ("esc", "go back"),
-    ("1 2 3", "overview, ranks, log"),
-    ("[ ] e", "log of the previous, the next rank; its stdout or stderr"),
-    ("end", "in a log: go to its end and follow it"),
+    ("enter esc", "open the run on the whole screen; go back"),
+    ("1 … 5", "overview, ranks, log, evaluations, ask the model"),
+    ("[ ] e end", "a log: of the previous, the next rank; stdout or stderr; its end"),
     ("tab", "move the focus from pane to pane"),
     ("s", "stop the run, after a question"),
     ("ctrl+p", "all commands, and themes"),
@@ -27,6 +25,8 @@ _KEYS = (
 _STATES = (
     ("◐ starting", "info", "torchrun is starting the ranks"),
     ("● running", "ok", "it makes steps"),
+    ("◈ evaluating", "ok", "or ▼ saving, between two steps"),
+    ("▲ stalled", "bad", "it has been silent for far longer than its steps take"),
     ("◌ unmanaged", "ok", "no supervisor: a stop can only be asked for"),
     ("◑ stopping", "warn", "a stop was asked for and is under way"),
     ("■ stopped", "warn", "it was stopped, which is no failure"),

@@ -1,7 +1,9 @@
 """The parts that the screens are put together from."""
 
+from collie.tui._widgets._ask import AskPane, Question
 from collie.tui._widgets._banner import Banner
 from collie.tui._widgets._chart import Chart
+from collie.tui._widgets._evals import EvalsPane, EvaluationTable
 from collie.tui._widgets._evaluation import EvaluationPane
 from collie.tui._widgets._facts import Facts
 from collie.tui._widgets._log import LogPane
@@ -12,12 +14,16 @@ from collie.tui._widgets._table import Column, Row, Table
 from collie.tui._widgets._welcome import Welcome
 
 __all__ = [
+    "AskPane",
     "Banner",
     "Chart",
     "Column",
+    "EvalsPane",
     "EvaluationPane",
+    "EvaluationTable",
     "Facts",
     "LogPane",
+    "Question",
     "RankTable",
     "Row",
     "RunPanel",

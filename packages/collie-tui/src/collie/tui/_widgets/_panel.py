@@ -1,4 +1,4 @@
-"""Everything about one run: a title, its numbers, and three views of it."""
+"""Everything about one run: a title, its numbers, and five views of it."""
 
 from typing import Literal
 
@@ -11,15 +11,17 @@ from textual.widgets import Static
 from collie.jobs import RunView, State
 from collie.tui._source import Snapshot
 from collie.tui._theme import Roles
+from collie.tui._widgets._ask import AskPane, Question
 from collie.tui._widgets._chart import Chart
+from collie.tui._widgets._evals import EvalsPane
 from collie.tui._widgets._evaluation import EvaluationPane
 from collie.tui._widgets._facts import Facts
 from collie.tui._widgets._log import LogPane
 from collie.tui._widgets._ranks import RankTable
 from collie.tui._words import progress, state_piece
 
-View = Literal["overview", "ranks", "log"]
-VIEWS: tuple[View, ...] = ("overview", "ranks", "log")
+View = Literal["overview", "ranks", "log", "evals", "ask"]
+VIEWS: tuple[View, ...] = ("overview", "ranks", "log", "evals", "ask")
 
 _WIDE = 100  # columns from which the overview has room for ranks and log beside the curve
 _TALL = 19  # lines
@@ -78,6 +80,8 @@ class RunPanel(Vertical):
             yield EvaluationPane(id="evaluation")
             yield RankTable(id="ranks")
             yield LogPane(id="log")
+            yield EvalsPane(id="evals")
+            yield AskPane(id="ask")
 
     def on_mount(self) -> None:
         """Begin with the overview."""
@@ -101,8 +105,8 @@ class RunPanel(Vertical):
         nothing_else = run.summary.status.state is State.FAILED or not (run.ranks or run.behind)
         return "log" if nothing_else and self.has_class("-compact") else "overview"
 
-    def show(self, snapshot: Snapshot, now: float) -> None:
-        """Hand each part what it shows."""
+    def show(self, snapshot: Snapshot, now: float, asked: tuple[Question, ...] = ()) -> None:
+        """Hand each part what it shows. asked: what was asked of models from here."""
         run = snapshot.run
         self.view = self.chosen or (self._best_view(run) if run is not None else "overview")
         self.query_one(PanelTitle).show(snapshot, self.view)
@@ -112,3 +116,5 @@ class RunPanel(Vertical):
         self.query_one(EvaluationPane).show(run, now)
         self.query_one(RankTable).show_ranks(run, now, snapshot.log.rank if snapshot.log is not None else None)
         self.query_one(LogPane).show(snapshot.log)
+        self.query_one(EvalsPane).show(run, now)
+        self.query_one(AskPane).show(run, asked)
