@@ -15,6 +15,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _tokens(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests tokenise is not kept in the user's own cache."""
+    os.environ["COLLIE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def dist() -> pathlib.Path:
     """The folder with the five wheels and sdists that `nox -s wheels` built."""

@@ -1,5 +1,6 @@
 """Toys that every test here uses: a model with the interface of CoLLiE's, a tokenizer of letters, a run's events."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,12 @@ class Events:
 
     def of(self, kind: type) -> list[Any]:
         return [event for event, _ in self.written if isinstance(event, kind)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tokens(tmp_path_factory):
+    """What tests tokenise is not kept in the user's own cache."""
+    os.environ["COLLIE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

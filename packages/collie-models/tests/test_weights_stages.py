@@ -122,7 +122,7 @@ def save_apart(folder):
 
 def test_nodes_without_a_common_file_system_are_told_so(ranks, tmp_path):
     for message in ranks(2, save_apart, tmp_path):
-        assert "does not see that folder of rank 0. Give a path on a file system that all nodes share." in message
+        assert "does not see that folder of rank 0. Give a path on a file system that all nodes share" in message
 
 
 def resized(folder, tied, **sizes):

@@ -16,6 +16,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _tokens(tmp_path_factory):
+    """What tests tokenise is not kept in the user's own cache."""
+    os.environ["COLLIE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def warm_parent():
     """Ranks are forked from a process that has imported what they need."""
     importlib.import_module("warm").warm()

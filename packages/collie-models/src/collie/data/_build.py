@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from collie.data._extras import JsonExtras, encoded_extra, offsets_of
-from collie.data._rows import Encoded, Refused, Tokens
+from collie.data._rows import Encoded, Refused
 from collie.data._table import TokenTable
 from collie.module import IGNORE_INDEX
 
@@ -172,15 +172,6 @@ class _Column:
             return np.empty(0, dtype=self._dtype)
         assert self._path is not None
         return np.asarray(np.memmap(self._path, dtype=self._dtype, mode="r"))
-
-
-def table_of(rows: Iterable[tuple[Tokens, Mapping[str, Any]]]) -> TokenTable:
-    """A table in memory of rows that nothing was cut from."""
-    builder = TableBuilder()
-    encoded = (Encoded(tokens, extra, len(tokens.input_ids)) for tokens, extra in rows)
-    while part := list(islice(encoded, _ROWS_AT_ONCE)):
-        builder.add(Chunk.of(part))
-    return builder.finish()
 
 
 def _overwritten(values: np.ndarray, exceptions: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:

@@ -100,7 +100,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     if backend is not None:
         text = backend.to_str()
         # truncation and padding stand before them: those of the last call, and nothing to a text's ids
-        told = text[max(text.find('"added_tokens"'), 0) :].encode()
+        split = bool(getattr(tokenizer, "split_special_tokens", False))  # told to the backend anew at each call
+        told = f"{split} {text[max(text.find('"added_tokens"'), 0) :]}".encode()
     elif hasattr(tokenizer, "get_vocab"):
         kept = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
         told = json.dumps([*kept, getattr(tokenizer, "init_kwargs", {})], default=str, sort_keys=True).encode()
