@@ -67,7 +67,7 @@ class TextEncoder:
         """Ids of many texts in one call, which fast tokenizers spread over threads; no special tokens around them."""
         if not texts:
             return []
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         if _is_bare(backend, self.tokenizer):
             # what the tokenizer calls itself, less the tokens' places in the text, which are a fifth of the time
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -101,7 +101,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
         text = backend.to_str()
         # truncation and padding stand before them: those of the last call, and nothing to a text's ids
         split = bool(getattr(tokenizer, "split_special_tokens", False))  # told to the backend anew at each call
-        told = f"{split} {text[max(text.find('"added_tokens"'), 0) :]}".encode()
+        settings = text[max(text.find('"added_tokens"'), 0) :]
+        told = f"{split} {settings}".encode()
     elif hasattr(tokenizer, "get_vocab"):
         kept = [type(tokenizer).__qualname__, sorted(tokenizer.get_vocab().items())]
         told = json.dumps([*kept, getattr(tokenizer, "init_kwargs", {})], default=str, sort_keys=True).encode()
