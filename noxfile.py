@@ -37,6 +37,7 @@ EXTRAS = {
     "eval": "[gradio,lm-eval,zh]",
 }  # optional parts that a package's own tests use
 PYTEST = ("pytest", "pytest-timeout")
+BESIDES = {"eval": ("accelerate", "deepspeed")}  # what its tests need: ZeRO, and lm-eval's own model to compare with
 
 
 def wheel(package: str) -> pathlib.Path:
@@ -116,7 +117,7 @@ def tests(session: nox.Session, package: str) -> None:
     if package == "config" and not any(site):  # an environment that is reused has it
         install(session, *PYTEST, packages=chosen, extras={})
         run_tests(session, folder)
-    install(session, *PYTEST, packages=chosen)
+    install(session, *PYTEST, *BESIDES.get(package, ()), packages=chosen)
     run_tests(session, folder)
     if package == "tui":
         session.log(f"the environment of collie-tui has {size(session) / 1e6:.0f} MB")

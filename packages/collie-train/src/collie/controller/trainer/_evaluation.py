@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from collie.config import CollieConfig
-from collie.interfaces import SupportsEval, SupportsServer, require
+from collie.interfaces import MissingExtraError, SupportsEval, SupportsServer, require
 
 
 def dataset_evaluator(
@@ -48,7 +48,7 @@ def prompt_server(model: nn.Module, data_provider: Any, tokenizer: Any) -> Suppo
     """
     if data_provider is None:
         can_ask = tokenizer is not None and callable(getattr(model, "generate", None))
-        if not can_ask or importlib.util.find_spec("collie.controller.server") is None:
+        if not can_ask or not _is_there("collie.controller.server"):
             return None
     module = require("collie.controller.server", "collie-train[eval]", "data_provider")
     providers = [data_provider] if data_provider is not None else []
@@ -57,3 +57,11 @@ def prompt_server(model: nn.Module, data_provider: Any, tokenizer: Any) -> Suppo
         providers.append(provided.RunFolderProvider(tokenizer))
     server: SupportsServer = module.Server(model, providers)
     return server
+
+
+def _is_there(leaf: str) -> bool:
+    """Whether a leaf of another distribution is installed."""
+    try:
+        return importlib.util.find_spec(leaf) is not None
+    except MissingExtraError:  # the namespace says whose it is, in place of None
+        return False
