@@ -131,7 +131,8 @@ class GradioProvider(BaseProvider):
             address = self._share()
         elif self.host not in ("127.0.0.1", "::1", "localhost"):
             _logger.warning("the page for prompts can be reached from other machines, over HTTP without encryption.")
-        _logger.warning("prompts to the model in training: %s#token=%s", address, quote(self.token, safe=""))  # shown by default
+        token = quote(self.token, safe="")
+        _logger.warning("prompts to the model in training: %s#token=%s", address, token)  # shown by default
 
     def _share(self) -> str:
         """Return the public address that gradio's service gives to the page."""

@@ -52,8 +52,8 @@ class Guard:
 
     Programs send `Authorization: Bearer TOKEN`. A browser is given a cookie in exchange for the token: one that
     scripts cannot read, that no other site's requests carry, and from which the token cannot be found. The token is
-    never part of a URL that is sent. A request with another page's Origin is refused, also one that only reads: pages on
-    other ports of this machine are the same site to a browser, which sends them the cookie, and gradio lets them read.
+    never part of a URL that is sent. A request with another page's Origin is refused, also one that only reads: pages
+    on other ports of this machine are the same site to a browser, which sends the cookie, and gradio lets them read.
     """
 
     def __init__(self, app: _App, token: str, name: str) -> None:
