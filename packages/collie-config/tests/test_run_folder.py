@@ -180,3 +180,13 @@ def test_a_rank_finds_its_run_and_attempt(monkeypatch, run):
 
 def test_a_string_will_do_as_a_path(run):
     assert RunFolder(str(run.path)) == run
+
+
+@pytest.mark.parametrize("when", ["1" + "0" * 400, "NaN", "Infinity", "true", '"now"', "null"])
+def test_a_request_of_no_time_is_none(tmp_path, when):
+    """JSON has whole numbers that no float holds: reading one must not end whoever looks for requests."""
+    run = RunFolder(tmp_path)
+    run.control.mkdir()
+    text = f'{{"kind": "stop", "t": {when}, "arguments": {{}}}}'
+    (run.control / "00000000000000000001-00000001.json").write_text(text)
+    assert run.pending() == []

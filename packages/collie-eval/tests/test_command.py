@@ -147,10 +147,32 @@ metric_list: [{{metric: acc}}]
         (["--metric", "ppl", "--batch-size", "0"], "--batch-size 0"),
         (["--metric", "ppl", "--nproc", "3", "--tp", "2"], "--nproc 3 does not fit"),
         (["--metric", "ppl", "--tp", "0"], "1 or more"),
+        (["--metric", "bleu", "--max-new-tokens", "0"], "--max-new-tokens 0: give 1 or more"),
+        (["--metric", "ppl", "--max-rows", "0"], "--max-rows 0: give 1 or more"),
+        (["--metric", "ppl,acc", "--max-new-tokens", "3"], "--max-new-tokens 3: no metric of ppl,acc generates text"),
+        (["--metric", "ppl", "--samples", "s.jsonl"], "--samples s.jsonl: no metric of ppl has an output"),
+        (["--metric", "ppl,bleu", "--style", "helm"], "--style helm: no metric of ppl,bleu"),
+        (["--metric", "ppl,chrf", "--language", "zh"], "--language zh: no metric of ppl,chrf"),
+        (["--metric", "bleu", "--samples", "/proc/none/s.jsonl"], "--samples /proc/none/s.jsonl cannot be written"),
     ],
 )
 def test_what_cannot_work_gets_a_sentence(checkpoint, answers, words, sentence, capfd):
     assert main(["--model", str(checkpoint), "--data", str(answers), *words]) == 2
+    assert sentence in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--limit", "0"], "--limit 0.0: give more than 0"),
+        (["--num-fewshot", "-1"], "--num-fewshot -1: give 0 or more"),
+        (["--max-length", "0"], "--max-length 0: give 1 or more"),
+        (["--include-path", "nowhere"], "--include-path nowhere is no folder"),
+        (["--output", "/proc/none/report.json"], "--output /proc/none/report.json cannot be written"),
+    ],
+)
+def test_what_lm_eval_cannot_do_is_said_before_a_model_is_loaded(words, sentence, capfd):
+    assert main(["lm-eval", "--model", "nowhere", "--tasks", "task", *words]) == 2
     assert sentence in capfd.readouterr().err
 
 

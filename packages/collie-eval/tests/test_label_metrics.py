@@ -135,3 +135,21 @@ def test_options_and_labels_that_cannot_be_used():
     metric.update({"pred": [1], "target": [2]})
     with pytest.raises(DataError, match="label 2 has no name in tag_vocab, which has 2 names"):
         metric.get_metric()
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor])
+def test_a_target_of_minus_100_counts_in_no_form(kind):
+    result = {"pred": kind([1, 2, 3, 0]), "target": kind([1, -100, 3, 1])}
+    accuracy, f = AccuracyMetric(), ClassifyFPreRecMetric()
+    accuracy.update(result)
+    f.update(result)
+    assert accuracy.get_metric() == {"acc": pytest.approx(2 / 3), "correct": 2, "total": 3}
+    assert f.get_metric()["rec"] == pytest.approx(2 / 3)
+
+
+def test_a_negative_label_has_no_name_in_a_list():
+    """Counted from the end it would take the name, and the numbers, of another label."""
+    metric = ClassifyFPreRecMetric(only_gross=False, tag_vocab=["no", "yes"])
+    metric.update({"pred": [0, 1, -1], "target": [0, 1, 1]})
+    with pytest.raises(DataError, match="label -1 has no name in tag_vocab, which has 2 names"):
+        metric.get_metric()

@@ -161,12 +161,17 @@ def test_requests_that_cannot_be_answered_get_a_sentence(checkpoint, tasks):
         run_tasks(model, tokenizer, ["no_such_task"], include_path=tasks, include_defaults=False)
     with pytest.raises(ConfigError, match="batch_size=0"):
         harness_model(model, tokenizer, batch_size=0)
+    with pytest.raises(ConfigError, match="max_length=0"):
+        harness_model(model, tokenizer, max_length=0)
 
 
 def test_what_is_cut_is_told(checkpoint):
     lm = harness_model(*_loaded(checkpoint), max_length=8)
     with pytest.warns(UserWarning, match="1 of 2 requests are longer than 8 tokens"):
         lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in (("a" * 20, "b"), ("a", "b"))])
+    asked = [Instance("generate_until", {}, (text, {"max_gen_toks": 2}), 0) for text in ("a", "a" * 20, "aa")]
+    with pytest.warns(UserWarning, match="1 of 3 prompts are longer than 6 tokens"):
+        lm.generate_until(asked)
 
 
 def test_training_mode_is_put_back(checkpoint):

@@ -267,3 +267,12 @@ def test_files_that_are_no_requests_are_left(asked):
         (run.control / f"{number:020d}-00000000.json").write_text(text)
     (run.control / "prompt.json").write_text(json.dumps({"kind": "prompt", "t": 0, "arguments": {"text": "a"}}))
     assert provider.get_data() is None and found == [] and len(list(run.control.iterdir())) == 5
+
+
+@pytest.mark.parametrize("value", [10**400, "x" * 2**19, [1] * 2**17, 2**20 + 1, float("nan")])
+def test_what_somebody_sends_is_told_back_in_a_few_words(value):
+    """In an event of the run: not a mebibyte of it, and a number that no float holds is a sentence like any other."""
+    for name in ("temperature", "max_new_tokens"):
+        with pytest.raises(DataError, match=f"^{name}=.* must be a ") as caught:
+            asked_config(None, {name: value})
+        assert len(str(caught.value)) < 150

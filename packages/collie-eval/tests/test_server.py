@@ -131,6 +131,63 @@ def test_a_provider_that_cannot_start_is_refused_on_every_rank():
     assert run_ranks(2, run, init=True)[0] == [None, None]  # also what the first has asked meanwhile
 
 
+def test_each_part_of_the_model_keeps_its_own_mode():
+    """A part that somebody put into eval mode stays in it, or training would go on otherwise than before."""
+
+    def run():
+        model = toy().train()
+        frozen = next(module for name, module in model.named_modules() if name.endswith("mlp"))
+        frozen.eval()
+        before = {name: module.training for name, module in model.named_modules()}
+        Server(model, Given([5, 6])).data_provider_handler()
+        return before == {name: module.training for name, module in model.named_modules()}
+
+    assert run_ranks(1, run)[0]
+
+
+class Broken(Given):
+    """A provider with a fault at one of the places where the server calls it."""
+
+    def __init__(self, place, *prompts):
+        super().__init__(*prompts)
+        self.place = place
+
+    def get_data(self):
+        return self._unless("get_data") or super().get_data()
+
+    def generation_config_now(self):
+        return self._unless("generation_config_now") or super().generation_config_now()
+
+    def cancelled(self):
+        return self._unless("cancelled") or super().cancelled()
+
+    def put_feedback(self, feedback):
+        self._unless("put_feedback")
+        super().put_feedback(feedback)
+
+    def _unless(self, place):
+        if place == self.place:
+            raise ValueError("somebody's mistake")
+
+
+@pytest.mark.parametrize("place", ["get_data", "generation_config_now", "cancelled", "put_feedback"])
+def test_a_provider_s_fault_ends_no_training(place):
+    """It is an alert on rank 0 and nothing on the others, and another provider is answered."""
+
+    def run():
+        events, good = Events(), Given([7])
+        rank = torch.distributed.get_rank()
+        server = Server(toy(), [Broken(place, [5]), good])
+        server.bind(RunContext(events=events, rank=rank, world_size=2, step=lambda: 4))
+        for _ in range(3):
+            server.data_provider_handler()
+        return [event.message for event, _ in events.found], good.answers()
+
+    (messages, answers), (none, _) = run_ranks(2, run, init=True)
+    assert messages and all("ValueError: somebody's mistake" in message for message in messages) and none == []
+    assert answers[-1] is None and len(answers) == 2
+
+
 def test_what_is_no_provider_or_cannot_generate_is_refused():
     with pytest.raises(ConfigError, match="data_provider is a list"):
         Server(torch.nn.Linear(1, 1), [])

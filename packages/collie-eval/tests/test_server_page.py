@@ -130,8 +130,10 @@ def test_another_sites_page_may_not_ask(page):
     """Whatever cookie its request carries: other ports of this machine are the same site to a browser."""
     url, form = page[2], urllib.parse.urlencode({"token": TOKEN}).encode()
     cookie = get(url + "login", form)[1]["set-cookie"].partition(";")[0]
-    for origin in ("http://127.0.0.1:1", "null", "https://example.org"):
+    for origin in ("http://127.0.0.1:1", "null", "https://example.org", "http://[", ""):
         assert get(url + "gradio_api/queue/join", b"{}", cookie=cookie, origin=origin)[0] == 403
+        status, headers, _ = get(url + "config", cookie=cookie, origin=origin)
+        assert status == 403 and "access-control-allow-origin" not in headers
     assert get(url + "login", form, origin=url.rstrip("/"))[0] == 303
 
 
@@ -192,6 +194,21 @@ def test_a_port_in_use_and_a_short_token_are_refused(page):
     with pytest.raises(ConfigError, match="has 3 characters: use 8 or more"):
         GradioProvider(Bytes(), token="abc")
     assert GradioProvider(Bytes()).token != GradioProvider(Bytes()).token
+
+
+def test_a_token_of_ones_own_is_whole_in_the_address_and_in_a_header(caplog):
+    for token in ("with a space", "密码密码密码密码"):
+        with pytest.raises(ConfigError, match="ASCII without spaces"):
+            GradioProvider(Bytes(), token=token)
+    provider = GradioProvider(Bytes(), port=0, token="a+b&c=d#e%20f")
+    provider.start_provider()
+    try:
+        address = next(word for word in caplog.text.split() if word.startswith("http://"))
+        given = urllib.parse.parse_qs(urllib.parse.urlsplit(address).fragment)
+        assert given == {"token": [provider.token]} and caplog.text.count(address) == 1
+        assert get(f"http://127.0.0.1:{provider.port}/config", authorization=f"Bearer {provider.token}")[0] == 200
+    finally:
+        provider.stop_provider()
 
 
 def test_sharing_is_gradios_work_and_ends_with_the_page(monkeypatch, caplog):

@@ -160,7 +160,7 @@ class RunFolder:
             if values is None or values.get("kind") not in REQUESTS:
                 continue
             t, arguments = values.get("t"), values.get("arguments")
-            if isinstance(t, (int, float)) and isinstance(arguments, dict):
+            if _is_time(t) and isinstance(arguments, dict):
                 found.append(Request(path.stem, values["kind"], float(t), arguments))
         return found
 
@@ -239,6 +239,11 @@ def _read_request(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def _is_time(t: Any) -> bool:
+    """Whether `t` is a number of seconds; JSON also has NaN, and whole numbers that no float holds."""
+    return isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t < 2**53
 
 
 def _as_json(values: Mapping[str, Any]) -> bytes:

@@ -38,7 +38,7 @@ class Report:
 
 def evaluate(options: argparse.Namespace) -> Report:
     """Evaluate as `collie-eval` was asked; every rank gets the same. Rank 0 writes the samples."""
-    readings = chosen(options.metric, options.language)
+    readings = chosen(options.metric, options.language or "en")
     model, tokenizer = load(options)
     report, samples = Report(), list[dict[str, Any]]()
     for reading, metrics in readings.items():
@@ -65,7 +65,7 @@ def _dataset(reading: Reading, options: argparse.Namespace, tokenizer: Any) -> C
         case "text":
             return CollieDatasetForGeneration(source, tokenizer, **common)
         case "choice":
-            return CollieDatasetForClassification(source, tokenizer, style=options.style, **common)
+            return CollieDatasetForClassification(source, tokenizer, style=options.style or "harness", **common)
 
 
 def _evaluator(

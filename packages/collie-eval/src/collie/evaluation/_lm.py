@@ -45,6 +45,8 @@ class CollieLM(TemplateLM):
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: give 1 or more.")
+        if max_length is not None and max_length < 1:
+            raise ConfigError(f"max_length={max_length}: give 1 or more, or None for the model's own.")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self._generator = EvaluatorForGeneration(model, tokenizer=tokenizer, metrics={})
         said = self._generator.positions()
@@ -128,8 +130,7 @@ class CollieLM(TemplateLM):
             ids = [*given, *wanted][-(self.max_length + 1) :]
             cut += len(ids) < len(given) + len(wanted)
             rows.append(Continuation(ids, [IGNORE_INDEX] * (len(ids) - len(wanted)) + wanted))
-        if cut and active_topology().rank == 0:
-            warnings.warn(f"{cut} of {len(rows)} requests are longer than {self.max_length} tokens: cut.", stacklevel=2)
+        _warn_of_cuts(cut, len(rows), "requests", self.max_length)
         with self._evaluating():
             return over_replicas(
                 rows,
@@ -150,7 +151,9 @@ class CollieLM(TemplateLM):
                 "positions: give fewer (max_gen_toks in generation_kwargs)."
             )
         self._generator.generation_config = settings
-        prompts = [(self.tok_encode(text) or [self.prefix_token_id])[-room:] for text in contexts]
+        prompts = [self.tok_encode(text) or [self.prefix_token_id] for text in contexts]
+        _warn_of_cuts(sum(len(prompt) > room for prompt in prompts), len(prompts), "prompts", room)
+        prompts = [prompt[-room:] for prompt in prompts]
 
         def run(batch: list[list[int]]) -> list[str]:
             ids, mask = pad_left(batch, self._padding(), self._generator.device)
@@ -189,6 +192,11 @@ def generation_settings(options: dict[str, Any]) -> tuple[GenerationConfig, list
         raise ConfigError(f"generation_kwargs has {', '.join(unknown)}, which transformers' GenerationConfig has not.")
     settings = GenerationConfig(max_new_tokens=limit, do_sample=sampled, stop_strings=stops or None, **values)
     return settings, stops
+
+
+def _warn_of_cuts(cut: int, of: int, what: str, longest: int) -> None:
+    if cut and active_topology().rank == 0:
+        warnings.warn(f"{cut} of {of} {what} are longer than {longest} tokens: cut from the left.", stacklevel=3)
 
 
 def _before(text: str, stops: list[str]) -> str:

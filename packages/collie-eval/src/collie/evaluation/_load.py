@@ -22,14 +22,12 @@ def load(options: argparse.Namespace) -> tuple[Any, Any]:
     config.tp_size, config.pp_size = options.tp, options.pp
     if options.dp is not None:
         config.dp_size = options.dp
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size}: give 1 or more.")
     config.eval_batch_size = options.batch_size
     if options.zero:
         config.ds_config = {"zero_optimization": {"stage": options.zero}}
     setup_distribution(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--model {options.model} has no tokenizer that transformers can read: {error}") from error
     extra = {"dtype": options.dtype} if options.dtype is not None else {}

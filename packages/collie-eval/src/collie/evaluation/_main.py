@@ -9,6 +9,7 @@ from typing import Any
 
 from collie.evaluation._launch import is_rank, processes, start
 from collie.evaluation._options import parse
+from collie.evaluation._refusals import refuse
 from collie.interfaces import CollieError
 
 _USAGE = 2
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(words)
     try:
         nproc = processes(options)
+        refuse(options)
         if nproc > 1 and not is_rank():
             return start(words, nproc)
         if options.command == "lm-eval":

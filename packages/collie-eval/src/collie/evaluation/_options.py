@@ -30,9 +30,9 @@ def _data() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="FILE", help="rows: .json, .jsonl, .csv or .parquet")
     names = ", ".join(MEASURES)
     parser.add_argument("--metric", required=True, metavar="NAME,…", help=f"which metrics: {names}")
-    parser.add_argument("--language", choices=("en", "zh"), default="en", help="how texts are split into words")
+    parser.add_argument("--language", choices=("en", "zh"), help="how texts are split into words (default en)")
     parser.add_argument(
-        "--style", choices=("harness", "helm"), default="harness", help="how candidates are judged (acc, classify)"
+        "--style", choices=("harness", "helm"), help="how acc and classify judge candidates (default harness)"
     )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="of each generated text (default 128)")
     parser.add_argument("--max-rows", type=int, metavar="N", help="only the first N rows")

@@ -105,6 +105,8 @@ class ClassifyFPreRecMetric(BaseMetric):
         if names is None:
             return str(label)
         try:
+            if isinstance(label, int) and label < 0 and not isinstance(names, Mapping):
+                raise IndexError  # it would be counted from the end, and take another label's name
             return str(names[label])
         except (KeyError, IndexError, TypeError):
             raise DataError(

@@ -15,7 +15,7 @@ def label_pairs(metric: str, result: Mapping[str, Any]) -> list[tuple[Any, Any]]
 
     Args:
         metric: who asks, for what is said of bad rows.
-        result: target, a tensor [B] or [B, S] in which -100 does not count, or a list of numbers or texts; pred, the
+        result: target, a tensor [B] or [B, S] or a list of numbers or texts, in which -100 does not count; pred, the
             same, or with one dimension more, the classes' scores [..., C], of which the highest is taken.
 
     Raises:
@@ -38,7 +38,7 @@ def label_pairs(metric: str, result: Mapping[str, Any]) -> list[tuple[Any, Any]]
     for one, other in zip(pred, target, strict=True):
         if isinstance(one, Tensor) or isinstance(other, Tensor):
             pairs += _of_tensors(metric, as_tensor(one), as_tensor(other))
-        else:
+        elif not (isinstance(other, int) and other == IGNORE_INDEX):
             pairs.append((one, other))
     return pairs
 

@@ -15,7 +15,7 @@ from collie.controller.evaluator._evaluator import EvalFn
 from collie.controller.evaluator._generation import EvaluatorForGeneration
 from collie.controller.evaluator._likelihood import Continuation, Likelihood, as_rows, likelihoods
 from collie.data import ColliePadder
-from collie.interfaces import ConfigError, DataError
+from collie.interfaces import ConfigError, DataError, SupportsServer
 from collie.metrics import AccuracyMetric, BaseMetric
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class EvaluatorForClassification(EvaluatorForGeneration):
         eval_fn: EvalFn | None = None,
         config: CollieConfig | None = None,
         collate_fn: Callable[[list[Any]], dict[str, Any]] | None = None,
-        server: None = None,
+        server: SupportsServer | None = None,
         monitors: Sequence[Any] | None = None,
         *,
         only_latin: bool = True,

@@ -3,7 +3,7 @@
 import copy
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from collie.controller.evaluator._evaluator import evaluating
 from collie.controller.server._company import Company, OtherRankFailed, Word
 from collie.controller.server._limits import cache_bytes, free_bytes, is_out_of_memory, new_tokens, positions
 from collie.events import Alert
@@ -119,10 +120,14 @@ class Server:
     def waiting(self) -> bool:
         """Whether a provider has a prompt: an answer for rank 0, and False on the others. Nobody is waited for."""
         if active_topology().rank == 0 and self._next is None:
-            for _ in self._providers:
+            for _ in range(len(self._providers)):
                 provider = self._providers.pop(0)  # each has its turn
                 self._providers.append(provider)
-                self._next = provider.get_data()
+                try:
+                    self._next = provider.get_data()
+                except Exception as error:  # somebody's own code, whose fault must not end a training
+                    self._alert(f"{type(provider).__name__} is asked no more: {_sentence(error)}")
+                    self._providers.remove(provider)
                 if self._next is not None:
                     self.data_provider = provider
                     break
@@ -135,8 +140,8 @@ class Server:
             given, self._next = self._next, None
             try:
                 box[0] = _Asked(self._checked(given), self.data_provider.generation_config_now())
-            except DataError as error:
-                self._give_up(str(error))
+            except Exception as error:  # of the provider's own code, too
+                self._give_up(_sentence(error))
         if active_topology().world_size > 1:
             dist.broadcast_object_list(box, src=0)
         if box[0] is not None:
@@ -155,18 +160,12 @@ class Server:
         if refusal is not None:
             self._give_up(refusal)
             return
-        trained = self.model.training
-        self.model.eval()
-        try:
-            cuda = [topology.device] if topology.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=cuda):
-                failure = self._answer(company, input_ids_BS.to(topology.device), config)
-        finally:
-            self.model.train(trained)
+        with evaluating(self.model, topology):
+            failure = self._answer(company, input_ids_BS.to(topology.device), config)
         if failure is not None:
             self._give_up(failure)
         elif topology.rank == 0:
-            self.data_provider.put_feedback(None)
+            self._tell(self.data_provider.put_feedback, None)
 
     def _company(self) -> Company:
         """Return the ranks that answer together. Collective when it is asked in a new layout."""
@@ -262,11 +261,20 @@ class Server:
     def _give_up(self, reason: str) -> None:
         if active_topology().rank != 0:
             return
-        message = f"a prompt was not answered: {reason}"
+        self._alert(f"a prompt was not answered: {reason}")
+        self._tell(self.data_provider.put_error, reason)
+
+    def _tell(self, say: Callable[[Any], None], what: str | None) -> None:
+        """Tell the provider of an answer's end; what it makes of that is no matter of the training's."""
+        try:
+            say(what)
+        except Exception as error:
+            self._alert(f"{type(self.data_provider).__name__} took no end of an answer: {_sentence(error)}")
+
+    def _alert(self, message: str) -> None:
         _logger.warning("%s", message)
         if self._context is not None:
             self._context.events.write(Alert("warning", "prompt", message), step=self._context.step())
-        self.data_provider.put_error(reason)
 
 
 def _sentence(error: Exception) -> str:

@@ -4,6 +4,7 @@ import logging
 import secrets
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from transformers import GenerationConfig
 
@@ -31,11 +32,11 @@ class GradioProvider(BaseProvider):
         generation_config: how to generate; the page's sliders come first. None means as the model's own says.
         host: the address to listen on. Any but 127.0.0.1 lets others reach the page, over HTTP that is not encrypted.
         share: also ask gradio's service for a public address, which sends everything through its servers.
-        token: what lets people in, of 8 or more characters; None makes one.
+        token: what lets people in, of 8 or more characters of ASCII, no spaces; None makes one.
 
     Raises:
         MissingExtraError: gradio is not installed.
-        ConfigError: the token is too short.
+        ConfigError: the token is too short, or has other characters.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class GradioProvider(BaseProvider):
                 f"token={'*' * len(token)} has {len(token)} characters: use {_SHORTEST_TOKEN} or more, or None, which "
                 f"makes one."
             )
+        if token is not None and (not token.isascii() or not token.isprintable() or " " in token):
+            raise ConfigError("token=… is of ASCII without spaces, which is all that an HTTP header can carry.")
         self.tokenizer, self.port, self.host, self.share = tokenizer, port, host, share
         self.token = token if token is not None else secrets.token_urlsafe(24)
         self._server: Any = None
@@ -128,7 +131,8 @@ class GradioProvider(BaseProvider):
             address = self._share()
         elif self.host not in ("127.0.0.1", "::1", "localhost"):
             _logger.warning("the page for prompts can be reached from other machines, over HTTP without encryption.")
-        _logger.warning("prompts to the model in training: %s#token=%s", address, self.token)  # shown by default
+        token = quote(self.token, safe="")
+        _logger.warning("prompts to the model in training: %s#token=%s", address, token)  # shown by default
 
     def _share(self) -> str:
         """Return the public address that gradio's service gives to the page."""

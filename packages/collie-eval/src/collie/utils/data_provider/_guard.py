@@ -5,7 +5,7 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
@@ -16,7 +16,6 @@ _App = Callable[[_Scope, Any, Any], Awaitable[None]]
 _LOGIN = "/login"
 _LONGEST_LOGIN = 4096  # bytes of what the login's form sends
 _PAUSE = 0.5  # seconds before it is said that a token is wrong
-_SAFE = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {  # the page is all here: a model's text must not make the browser fetch anything from elsewhere
     "content-security-policy": (
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'none'; "
@@ -53,7 +52,8 @@ class Guard:
 
     Programs send `Authorization: Bearer TOKEN`. A browser is given a cookie in exchange for the token: one that
     scripts cannot read, that no other site's requests carry, and from which the token cannot be found. The token is
-    never part of a URL that is sent. What would change something must come from the page itself (its Origin).
+    never part of a URL that is sent. A request with another page's Origin is refused, also one that only reads: pages
+    on other ports of this machine are the same site to a browser, which sends the cookie, and gradio lets them read.
     """
 
     def __init__(self, app: _App, token: str, name: str) -> None:
@@ -83,7 +83,7 @@ class Guard:
     async def _refusal(self, request: Request) -> Response | None:
         """Return what is answered in place of the page; None where the request may pass."""
         by_header = _equal(request.headers.get("authorization", ""), f"Bearer {self._token}")
-        if not by_header and request.method not in _SAFE and not _from_the_page(request):
+        if not by_header and not _from_the_page(request):
             return JSONResponse({"error": "this request comes from another site's page."}, status_code=403)
         if request.url.path == _LOGIN and request.method == "POST":
             return await self._log_in(request)
@@ -121,5 +121,6 @@ def _equal(given: str, expected: str) -> bool:
 def _from_the_page(request: Request) -> bool:
     """Whether a browser says that a request comes from this page; other programs say nothing of it."""
     origin = request.headers.get("origin")
+    host = origin.partition("://")[2] if origin is not None else ""  # no parser: whoever asks may write anything
     own = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
-    return origin is None or urlsplit(origin).netloc in own
+    return origin is None or (host != "" and host in own)

@@ -1,7 +1,6 @@
 """How an answer is generated, as people ask for it: names and numbers that are checked, in a GenerationConfig."""
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,21 +12,29 @@ NEW_TOKENS = 256
 """How long an answer may get where nobody says."""
 
 
+_MOST = 2**20
+
+
+def _short(value: Any) -> str:
+    """A value as it is told back: somebody else's, and up to a mebibyte of it."""
+    return str(value)[:40] if not isinstance(value, str) else repr(value[:40])
+
+
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 2**20
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+        isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # NaN is not
     )
 
 
 _OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (_whole, "a whole number from 1"),
+    "max_new_tokens": (_whole, f"a whole number from 1 to {_MOST:,}"),
     "temperature": (_number(0, 100), "a number from 0, which always takes the likeliest token, to 100"),
     "top_p": (_number(0, 1), "a number from 0 to 1"),
-    "top_k": (_whole, "a whole number from 1"),
+    "top_k": (_whole, f"a whole number from 1 to {_MOST:,}"),
     "do_sample": (lambda value: isinstance(value, bool), "true or false"),
 }
 
@@ -44,10 +51,10 @@ def asked_config(given: GenerationConfig | None, options: Mapping[str, Any]) -> 
     for name, value in options.items():
         if name not in _OPTIONS:
             meant = nearest(name, _OPTIONS)
-            raise DataError(f"{name!r} is none of {', '.join(_OPTIONS)}." + (f" Use {meant!r}." if meant else ""))
+            raise DataError(f"{_short(name)} is none of {', '.join(_OPTIONS)}." + (f" Use {meant!r}." if meant else ""))
         allowed, what = _OPTIONS[name]
         if not allowed(value):
-            raise DataError(f"{name}={value!r} must be {what}.")
+            raise DataError(f"{name}={_short(value)} must be {what}.")
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
     if {"temperature", "top_p", "top_k"} & {*options}:
         config.do_sample = True
