@@ -16,7 +16,7 @@ SUPERVISOR_LOG = "supervisor.log"
 """What the supervisor prints, in a run's logs folder; empty unless something went wrong."""
 
 EARLIER = "earlier-"
-"""How the names of log folders begin that are of a time before the run was resumed."""
+"""How the names of logs begin that are of a time before the run was resumed."""
 NOTIFY_LOG = "notify.log"
 """What the user's own command prints that is told how the job fares."""
 
