@@ -44,7 +44,7 @@ def test_a_slow_start_of_another_attempt_is_no_stall(begun_again, monkeypatch):
 
 
 def test_what_a_script_does_after_its_training_is_no_stall(make_run, monkeypatch):
-    """A last evaluation, an export: the ranks have said goodbye and write no more. Another training is watched again."""
+    """A last evaluation, an export: the ranks have said goodbye. Another training is watched again."""
     run = make_run("after", "running", ranks=1, extra={0: [(Bye("finished"), 9, time.time())]})
     watch = Watch(run)
     watch.look()

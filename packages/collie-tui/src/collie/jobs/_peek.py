@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from collie.events import RunFolder, decode
+from collie.events import RunFolder, decode, open_regular
 from collie.jobs._fields import plain_record, whole_of
 from collie.jobs._rank import RankState, RankView
 
@@ -52,7 +52,7 @@ class Peeker:
 
 def _read_ends(path: Path, size: int) -> RankView:
     """The greeting at the head, then the lines of a block at the end that is grown until a step is in it."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.readline(_HEAD)
         size = max(size, len(head))  # it may have been written after its size was asked for
         block = _FIRST_BLOCK

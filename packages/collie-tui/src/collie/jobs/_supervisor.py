@@ -124,7 +124,7 @@ class Supervisor:
 
     def _hear_orders(self) -> None:
         written = StopOrder.read(self.folder)
-        # The file tells of an order once; which is the later one no clock can say, since another host may have given it.
+        # Each is heard once, as it comes: which is the later one no clock can say, since another host may give it.
         order = None if written == self._last_written else written
         self._last_written = written
         if self._signals > self._heard:
