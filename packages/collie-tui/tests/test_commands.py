@@ -180,7 +180,7 @@ def test_a_folder_that_is_a_link_is_not_followed(make_run, tui, tmp_path):
 
 def test_logs_are_merged_as_they_were_written(make_run, tui):
     """By the times that the supervisor noted; filtered, of one rank, of one stream."""
-    run = make_run("logs")
+    run = make_run("logs", "running")
     noted = []
     for logs in rank_logs(run):
         logs.stdout.write_text("".join(f"rank {logs.rank} line {n}\n" for n in range(4)) + "not whole")

@@ -1,5 +1,6 @@
 """What a run writes down and what a dashboard reads: event kinds, files, and the run folder. Standard library only."""
 
+from collie.events._files import open_regular
 from collie.events._kinds import Alert, Bye, Checkpoint, Eval, Event, Hello, Log, Metric, Phase, Prompt, Sample, Step
 from collie.events._reader import EventReader
 from collie.events._record import VERSION, Record, decode, encode
@@ -44,5 +45,6 @@ __all__ = [
     "decode",
     "encode",
     "list_runs",
+    "open_regular",
     "runs_root",
 ]

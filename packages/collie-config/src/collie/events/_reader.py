@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from collie.events._files import open_regular
 from collie.events._record import Record, parse
 
 
@@ -32,7 +33,7 @@ class EventReader:
         """
         records: list[Record] = []
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 if os.fstat(file.fileno()).st_size < self._offset:
                     self._offset, self._next = 0, None  # replaced by a shorter one: begin again
                 file.seek(self._offset)

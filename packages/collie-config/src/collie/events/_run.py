@@ -9,13 +9,13 @@ import json
 import os
 import re
 import secrets
-import stat
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from collie.events._files import open_regular
 from collie.events._writer import file_mode
 from collie.interfaces import ConfigError, nearest
 
@@ -23,6 +23,7 @@ RUN_DIR_VARIABLE = "COLLIE_RUN_DIR"
 REQUESTS = ("stop", "checkpoint", "evaluate", "prompt", "cancel")
 REQUEST_BYTES = 2**20
 """How large a request may be. What lies in control/ and is larger is none."""
+_LARGEST = 2**24  # bytes of job.json, state.json or exit.json
 _EVENT_FILE = re.compile(r"rank-(\d+)\.a(\d+)\.jsonl")
 _REQUEST_FILE = re.compile(r"\d{20}-[0-9a-f]{8}")
 
@@ -156,7 +157,7 @@ class RunFolder:
         for path in sorted(_entries(self.control)):
             if path.suffix != ".json" or not _REQUEST_FILE.fullmatch(path.stem):
                 continue
-            values = _read_request(path)
+            values = _read_object(path, REQUEST_BYTES, follow=False)
             if values is None or values.get("kind") not in REQUESTS:
                 continue
             t, arguments = values.get("t"), values.get("arguments")
@@ -220,22 +221,15 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
+    return _read_object(path, _LARGEST, follow=True)
 
 
-def _read_request(path: Path) -> dict[str, Any] | None:
+def _read_object(path: Path, limit: int, *, follow: bool) -> dict[str, Any] | None:
     """Read a file that anybody who may write here has put here: it must be a file, and none too large to be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return None
-            data = file.read(REQUEST_BYTES + 1)
-        values = json.loads(data) if len(data) <= REQUEST_BYTES else None
+        with open_regular(path, follow=follow) as file:
+            data = file.read(limit + 1)
+        values = json.loads(data) if len(data) <= limit else None
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

@@ -9,6 +9,7 @@ from collie.events import RunFolder
 from collie.interfaces import ConfigError
 from collie.jobs._children import Found
 from collie.jobs._leave import leave_supervisor
+from collie.jobs._lock import claimed
 from collie.jobs._peek import Peeker
 from collie.jobs._process import Identity, same_process_alive
 from collie.jobs._state import State
@@ -22,9 +23,14 @@ def adopt(run: RunFolder) -> None:
     that the ranks' goodbyes say how the job ended.
 
     Raises:
-        ConfigError: the run has a supervisor, has ended, or none of its processes lives here.
-        LaunchError: the supervisor did not start.
+        ConfigError: the run has a supervisor, has ended, or none of its processes lives here; it is somebody else's.
+        LaunchError: the supervisor did not start; the run is as it was.
     """
+    with claimed(run):
+        _adopt(run)
+
+
+def _adopt(run: RunFolder) -> None:
     now = status(run, Peeker().ranks(run))
     if now.managed and now.live:
         raise ConfigError(f"{run.id} has a supervisor: it is {now.state}.")
@@ -32,9 +38,16 @@ def adopt(run: RunFolder) -> None:
         raise ConfigError(f"{run.id} has ended: it is {now.state}.")
     if not found_processes(run).left():
         raise ConfigError(f"{run.id} has no process on this host that could be adopted.")
-    run.write_job({**(run.read_job() or {}), "managed": True, "supervisor": None})
-    run.write_state({**(run.read_state() or {}), **_fresh_state()})
-    leave_supervisor(run, os.environ, adopt=True)
+    job, state = run.read_job() or {}, run.read_state() or {}
+    adopted = job.get("adopted", not job.get("managed", False))  # by whom else it was started is not known again
+    try:
+        run.write_job({**job, "managed": True, "adopted": adopted, "supervisor": None})
+        run.write_state({**state, **_fresh_state()})
+        leave_supervisor(run, os.environ, adopt=True)
+    except BaseException:
+        run.write_job(job)
+        run.write_state(state)
+        raise
 
 
 def _fresh_state() -> dict[str, object]:

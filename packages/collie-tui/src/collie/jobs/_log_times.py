@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from collie.events import RunFolder
+from collie.events import RunFolder, open_regular
 from collie.jobs._fields import time_of, whole_of
 from collie.jobs._logs import RankLogs, log_mode
 
 _FILE = "times.jsonl"
+_KNOWN = 2 * 1024 * 1024  # bytes of the file's end that are read: weeks of a chatty run are not, to show a last line
 _EVERY = 1.0  # seconds between two looks: how exact the times are
 
 
@@ -53,18 +54,22 @@ class LogClock:
 
 
 class LogTimes:
-    """What a LogClock wrote."""
+    """What a LogClock wrote, its last ten thousands of notes; what was there before these has the oldest time of them."""
 
     def __init__(self, run: RunFolder) -> None:
         self._logs = run.logs
         self._sizes: dict[str, list[int]] = defaultdict(list)
         self._times: dict[str, list[float]] = defaultdict(list)
-        self._offset = 0
+        self._offset: int | None = None
         self.refresh()
 
     def refresh(self) -> None:
         """Take in what was noted since."""
-        with contextlib.suppress(OSError), (self._logs / _FILE).open("rb") as file:
+        with contextlib.suppress(OSError), open_regular(self._logs / _FILE) as file:
+            if self._offset is None:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _KNOWN))
+                self._offset = file.tell()
+                self._offset += len(file.readline()) if self._offset else 0
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):

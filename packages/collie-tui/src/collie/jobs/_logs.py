@@ -5,10 +5,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from collie.events import RunFolder
+from collie.events import RunFolder, open_regular
 from collie.jobs._fields import plain
 
 _BLOCK = 64 * 1024
+LONGEST = 256 * 1024
+"""Bytes of a line that are kept, the last ones: what comes after the last carriage return is what it shows."""
 
 TORCHRUN_LOG = "torchrun.log"
 """What torchrun itself prints, in a run's logs folder."""
@@ -16,7 +18,7 @@ SUPERVISOR_LOG = "supervisor.log"
 """What the supervisor prints, in a run's logs folder; empty unless something went wrong."""
 
 EARLIER = "earlier-"
-"""How the names of log folders begin that are of a time before the run was resumed."""
+"""How the names of logs begin that are of a time before the run was resumed."""
 NOTIFY_LOG = "notify.log"
 """What the user's own command prints that is told how the job fares."""
 
@@ -129,7 +131,7 @@ class LogTail:
     def read(self) -> list[str]:
         """The whole lines written since the last call, without their line ends."""
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 size = file.seek(0, 2)
                 cut = self._place(size)
                 assert self._offset is not None
@@ -140,9 +142,9 @@ class LogTail:
         self._offset += len(data)
         pieces = (self._rest + data).split(b"\n")
         # A progress bar rewrites its line for hours: only what stands after the last carriage return is kept.
-        self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])
+        self._rest = b"\r".join(pieces.pop().rsplit(b"\r", 2)[-2:])[-LONGEST:]
         self.partial = at_rest(self._rest.decode("utf-8", "replace"))
-        lines = [at_rest(piece.decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
+        lines = [at_rest(piece[-LONGEST:].decode("utf-8", "replace")) for piece in pieces[1 if cut and pieces else 0 :]]
         self.lines_read += len(lines)
         return lines
 

@@ -90,9 +90,8 @@ class Ladder:
         self._since = 0.0
 
     def give(self, order: StopOrder) -> None:
-        """Take an order; one on or below the present rung changes nothing but the time limits."""
-        if self.order is None or order.t >= self.order.t:
-            self.order = order
+        """Take the next order; one on or below the present rung changes nothing but the time limits."""
+        self.order = order
 
     def climb(self, now: float, *, ranks_listen: bool) -> Rung | None:
         """The rung to act on at monotonic time `now`, None when there is nothing new to do.

@@ -1,10 +1,11 @@
 """A look at the ends of a run's event files: enough for a line in a list, however long the run."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from collie.events import RunFolder, decode
-from collie.jobs._fields import plain_record
+from collie.events import RunFolder, decode, open_regular
+from collie.jobs._fields import plain_record, whole_of
 from collie.jobs._rank import RankState, RankView
 
 _FILE = re.compile(r"rank-(\d+)\.a(\d+)\.jsonl")
@@ -19,6 +20,11 @@ def rank_and_attempt(path: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+def newest_attempt(run: RunFolder, seen: Iterable[int]) -> int:
+    """The attempt that a run is at: of those that ranks have spoken in (`seen`), or one that has only been begun."""
+    return max([whole_of((run.read_job() or {}).get("attempt")) or 0, *seen])
+
+
 class Peeker:
     """Looks at event files' ends and remembers each look as long as its file has the same size."""
 
@@ -28,7 +34,7 @@ class Peeker:
     def ranks(self, run: RunFolder) -> tuple[RankView, ...]:
         """One view a rank, of the run's newest attempt, by rank."""
         files = run.event_files()
-        newest = max((rank_and_attempt(path)[1] for path in files), default=0)
+        newest = newest_attempt(run, (rank_and_attempt(path)[1] for path in files))
         views = (self._look(path) for path in files if rank_and_attempt(path)[1] == newest)
         return tuple(view for view in views if view is not None)
 
@@ -46,7 +52,7 @@ class Peeker:
 
 def _read_ends(path: Path, size: int) -> RankView:
     """The greeting at the head, then the lines of a block at the end that is grown until a step is in it."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.readline(_HEAD)
         size = max(size, len(head))  # it may have been written after its size was asked for
         block = _FIRST_BLOCK

@@ -154,6 +154,7 @@ class RankState:
         match event:
             case Step():
                 self.steps.append((step, record.t, event))
+                self.bye = None  # a script may train more than once
             case Hello():
                 self.hello, self.bye = event, None
             case Eval():

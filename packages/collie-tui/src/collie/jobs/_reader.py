@@ -7,7 +7,7 @@ from typing import Any
 
 from collie.events import Alert, Eval, EventReader, Prompt, Record, RunFolder, Sample, Step
 from collie.jobs._fields import plain_record
-from collie.jobs._peek import rank_and_attempt
+from collie.jobs._peek import newest_attempt, rank_and_attempt
 from collie.jobs._rank import Answer, Decoded, Evaluation, RankState, RankView, Warned, finished, warned
 from collie.jobs._series import Curve, Series
 from collie.jobs._summary import Summary, summarise
@@ -122,7 +122,7 @@ class RunReader:
 
     def view(self) -> RunView:
         """The run as far as it has been read, with its state judged now."""
-        newest = max((attempt for _, attempt in self._states), default=0)
+        newest = newest_attempt(self.run, (attempt for _, attempt in self._states))
         states = [state for (_, attempt), state in sorted(self._states.items()) if attempt == newest]
         ranks = tuple(state.view() for state in states)
         evaluations = [evaluation for state in states for evaluation in state.evaluations.values()]

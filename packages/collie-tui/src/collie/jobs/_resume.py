@@ -8,9 +8,10 @@ from typing import Any
 
 from collie.events import Checkpoint, EventReader, RunFolder
 from collie.interfaces import ConfigError
-from collie.jobs._fields import text_of, whole_of
+from collie.jobs._fields import whole_of
 from collie.jobs._leave import begin
-from collie.jobs._logs import EARLIER
+from collie.jobs._lock import claimed
+from collie.jobs._logs import EARLIER, TORCHRUN_LOG
 from collie.jobs._peek import Peeker, rank_and_attempt
 from collie.jobs._process import Identity
 from collie.jobs._state import State
@@ -43,9 +44,14 @@ def resume(run: RunFolder, *, anew: bool = False) -> None:
         anew: begin at the beginning, whatever checkpoints there are.
 
     Raises:
-        ConfigError: the run goes on, or may; it was not started here; it has no checkpoint.
+        ConfigError: the run goes on, or may; it was not started here; it has no checkpoint; it is somebody else's.
         LaunchError: the supervisor did not start.
     """
+    with claimed(run):
+        _resume(run, anew)
+
+
+def _resume(run: RunFolder, anew: bool) -> None:
     job = run.read_job() or {}
     _check(run, job)
     if not anew and last_checkpoint(run) is None:
@@ -58,11 +64,13 @@ def resume(run: RunFolder, *, anew: bool = False) -> None:
         if (run.path / name).exists():
             (run.path / name).replace(run.path / f"{Path(name).stem}.a{attempt - 1}.json")
     for folder in list(run.logs.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(EARLIER):
+        if (folder.is_dir() or folder.name == TORCHRUN_LOG) and not folder.name.startswith(EARLIER):
             folder.rename(run.logs / f"{EARLIER}a{attempt - 1}-{folder.name}")
     for request in run.pending():
         run.resolve(request.id)
-    recorded = {name: text_of(value) for name, value in (job.get("env") or {}).items() if value != HIDDEN}
+    recorded = {
+        name: value for name, value in (job.get("env") or {}).items() if isinstance(value, str) and value != HIDDEN
+    }
     again = {
         **job,
         "argv": _with_logs_in(run, job["argv"]),
@@ -82,7 +90,7 @@ def _check(run: RunFolder, job: dict[str, Any]) -> None:
         raise ConfigError(
             f"{run.id} is lost and one of its ranks may be alive: adopt it (collie-tui adopt {run.id}), or stop it."
         )
-    if not job.get("managed") or not job.get("argv"):
+    if not job.get("managed") or job.get("adopted") or not job.get("argv"):
         raise ConfigError(
             f"{run.id} was started without collie-tui, which does not know how: start it yourself, with "
             "Trainer.train(resume=…)."

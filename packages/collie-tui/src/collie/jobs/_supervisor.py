@@ -12,7 +12,7 @@ from typing import Any
 
 from collie.events import Alert, RunFolder
 from collie.jobs._children import Children, Started
-from collie.jobs._fields import text_of
+from collie.jobs._fields import text_of, whole_of
 from collie.jobs._log_times import LogClock
 from collie.jobs._logs import NOTIFY_LOG, TORCHRUN_LOG, log_mode, open_to_group, rank_logs
 from collie.jobs._notify import Notifier
@@ -52,6 +52,7 @@ class Supervisor:
         self._children = found
         self._job: dict[str, Any] = folder.read_job() or {}
         self._ladder = Ladder()
+        self._last_written: StopOrder | None = None
         self._peeker = Peeker()
         self._log_clock = LogClock(folder)
         self._watch = Watch(folder, self._alarm)
@@ -61,7 +62,7 @@ class Supervisor:
         self._state = State.STARTING if found is None else State.RUNNING
         self._since = time.time()
         self._message = "torchrun is starting" if found is None else "found running"
-        self._attempt = 0
+        self._attempt = self._begun = whole_of(self._job.get("attempt")) or 0
         self._next_beat = 0.0
         self._wake: socket.socket | None = None
 
@@ -122,18 +123,21 @@ class Supervisor:
         return ended
 
     def _hear_orders(self) -> None:
-        order = StopOrder.read(self.folder)
-        known = self._ladder.order
+        written = StopOrder.read(self.folder)
+        # Each is heard once, as it comes: which is the later one no clock can say, since another host may give it.
+        order = None if written == self._last_written else written
+        self._last_written = written
         if self._signals > self._heard:
             self._heard = self._signals
             order = StopOrder(_SIGNALS_MEAN[min(self._signals, 3) - 1], by="a signal to the supervisor")
             with contextlib.suppress(OSError):
                 order.write(self.folder)
-        if order is None and known is None:
+                self._last_written = StopOrder.read(self.folder)
+        if order is None and self._ladder.order is None:
             asked = next((request for request in self.folder.pending() if request.kind == "stop"), None)
             if asked is not None:
                 order = StopOrder(Means.STEP, asked.t, by="a request")
-        if order is not None and order != known:
+        if order is not None:
             self._ladder.give(order)
 
     def _climb(self, children: Children) -> None:
@@ -197,7 +201,7 @@ class Supervisor:
         self._next_beat = time.monotonic() + _HEARTBEAT
         ranks = rank_logs(self.folder)
         self._log_clock.look(ranks, last=self._state.ended)
-        self._attempt = max((logs.attempt for logs in ranks), default=0)
+        self._attempt = self._begun + max((logs.attempt for logs in ranks), default=0)
         torchrun = self._children.torchrun if self._children is not None else None
         state = {
             "state": self._state,

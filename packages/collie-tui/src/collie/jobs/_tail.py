@@ -3,14 +3,14 @@
 import contextlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from collie.events import RunFolder
+from collie.events import RunFolder, open_regular
 from collie.jobs._log_times import LogTimes
-from collie.jobs._logs import RankLogs, at_rest, rank_logs
+from collie.jobs._logs import LONGEST, RankLogs, at_rest, rank_logs
 
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
@@ -35,7 +35,7 @@ Keeps = Callable[[str], bool]
 
 
 class MergedTail:
-    """Reads the ends of logs: `last` once, and then `fresh` as often as wanted.
+    """Reads the ends of logs: `last` once, then `fresh` as often as wanted, and `unfinished` when nothing more comes.
 
     Args:
         run: whose newest attempt.
@@ -60,10 +60,13 @@ class MergedTail:
         """Whether there is any log of these ranks."""
         return bool(self._files)
 
-    def last(self, count: int) -> list[Line]:
-        """The last `count` lines of all that are kept, oldest first; as far back in each file as that needs."""
+    def last(self, count: int, *, whole: bool = True) -> list[Line]:
+        """The last `count` lines of all that are kept, oldest first; as far back in each file as that needs.
+
+        whole: False takes a last line without an end for a line: nobody writes to it any more.
+        """
         self._look()
-        newest_first = [file.backwards(count, self._times, self._keeps) for file in self._files.values()]
+        newest_first = [file.backwards(count, self._times, self._keeps, whole) for file in self._files.values()]
         merged = heapq.merge(*newest_first, key=_when, reverse=True)
         return [line for line, _ in zip(merged, range(count), strict=False)][::-1]
 
@@ -71,7 +74,13 @@ class MergedTail:
         """The whole lines that were written since."""
         self._look()
         self._times.refresh()
-        lines = [line for file in self._files.values() for line in file.forwards(self._times)]
+        return self._kept(line for file in self._files.values() for line in file.forwards(self._times))
+
+    def unfinished(self) -> list[Line]:
+        """What stands behind the last whole line of each file."""
+        return self._kept(line for file in self._files.values() for line in file.unfinished(self._times))
+
+    def _kept(self, lines: Iterable[Line]) -> list[Line]:
         return sorted((line for line in lines if self._keeps is None or self._keeps(line.text)), key=_when)
 
     def _look(self) -> None:
@@ -94,13 +103,17 @@ class _File:
 
     def __init__(self, logs: RankLogs, stream: Stream, path: Path) -> None:
         self.rank, self.stream, self.path = logs.rank, stream, path
-        self._read = 0  # bytes, up to a line's end
+        self._read = 0  # bytes
+        self._rest = b""  # of them, those behind the last line's end
 
-    def backwards(self, count: int, times: LogTimes, keeps: Keeps | None) -> Iterator[Line]:
-        """Up to `count` whole lines from the end on, newest first; what comes after them is for `forwards`."""
+    def backwards(self, count: int, times: LogTimes, keeps: Keeps | None, whole: bool) -> Iterator[Line]:
+        """Up to `count` lines from the end on, newest first; what comes after them is for `forwards`."""
+        end = 0
         with contextlib.suppress(OSError):
-            self._read = _end_of_lines(self.path)
-        return itertools.islice(self._kept_backwards(self._read, times, keeps), count)
+            self._read = end = _end_of_lines(self.path)
+            if not whole and (size := self.path.stat().st_size) > end:
+                self._read, end = size, size + 1  # as if its end were there
+        return itertools.islice(self._kept_backwards(end, times, keeps), count)
 
     def _kept_backwards(self, end: int, times: LogTimes, keeps: Keeps | None) -> Iterator[Line]:
         with contextlib.suppress(OSError):
@@ -110,29 +123,34 @@ class _File:
                     yield line
 
     def forwards(self, times: LogTimes) -> list[Line]:
-        """The whole lines after what was read."""
-        try:
-            with self.path.open("rb") as file:
-                if file.seek(0, 2) < self._read:  # cut: begin again
-                    self._read = 0
-                file.seek(self._read)
-                data = file.read(_MOST)
-        except OSError:
-            return []
-        pieces = data.split(b"\n")[:-1]
-        lines = []
-        for piece in pieces:
-            self._read += len(piece) + 1
-            lines.append(self._line(piece, times.at(self.path, self._read)))
+        """The whole lines after what was read; none only where there is none."""
+        lines: list[Line] = []
+        with contextlib.suppress(OSError), open_regular(self.path) as file:
+            if file.seek(0, 2) < self._read:  # cut: begin again
+                self._read, self._rest = 0, b""
+            file.seek(self._read)
+            while not lines and (data := file.read(_MOST)):
+                end = self._read
+                self._read += len(data)
+                *pieces, rest = data.split(b"\n")
+                for piece in pieces:
+                    end += len(piece) + 1
+                    lines.append(self._line(self._rest + piece, times.at(self.path, end)))
+                    self._rest = b""
+                self._rest = (self._rest + rest)[-LONGEST:]
         return lines
 
+    def unfinished(self, times: LogTimes) -> list[Line]:
+        """The beginning of a line after what was read, if there is one."""
+        return [self._line(self._rest, times.at(self.path, self._read))] if self._rest else []
+
     def _line(self, piece: bytes, t: float | None) -> Line:
-        return Line(t, self.rank, self.stream, at_rest(piece.decode("utf-8", "replace")))
+        return Line(t, self.rank, self.stream, at_rest(piece[-LONGEST:].decode("utf-8", "replace")))
 
 
 def _end_of_lines(path: Path) -> int:
     """Where the last whole line of a file ends."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         position = file.seek(0, 2)
         while position > 0:
             start = max(0, position - _BLOCK)
@@ -145,15 +163,23 @@ def _end_of_lines(path: Path) -> int:
 
 
 def _lines_backwards(path: Path, end: int) -> Iterator[tuple[bytes, int]]:
-    """The lines before byte `end`, the last first, each with where it ends; read in blocks, as many as are wanted."""
-    with path.open("rb") as file:
-        position, rest = end - 1, b""  # without the last line's end
+    """The lines before byte `end`, the last first, each with where it ends; read in blocks, as many as are wanted.
+
+    Of a line that is longer than LONGEST only the end is kept, so that its length costs time and no memory.
+    """
+    with open_regular(path) as file:
+        position, rest, length = end - 1, b"", 0  # without the last line's end
         while end > 0:
             start = max(0, position - _BLOCK)
             file.seek(start)
-            pieces = (file.read(position - start) + rest).split(b"\n")
-            rest = pieces.pop(0) if start > 0 else b""
+            *pieces, last = file.read(position - start).split(b"\n")
+            length += len(last)
+            rest = rest if len(rest) >= LONGEST else (last + rest)[-LONGEST:]
             for piece in reversed(pieces):
-                yield piece, end
-                end -= len(piece) + 1
+                yield rest, end
+                end -= length + 1
+                rest, length = piece, len(piece)
+            if start == 0:
+                yield rest, end
+                return
             position = start

@@ -63,6 +63,8 @@ class Watch:
                 taken = time.monotonic() - self._since_phase
                 self._longest[self._phase] = max(self._longest[self._phase], taken)
             self._phase, self._since_phase = lead.phase, time.monotonic()
+        if all(rank.outcome is not None for rank in ranks):
+            return State.RUNNING, "the training has ended and the script goes on"
         silence = time.monotonic() - self._heard
         if lead.step is not None and silence > self._patience():
             doing = f" while {self._phase}" if self._phase in _PHASES else ""

@@ -41,21 +41,25 @@ def tail_command(options: argparse.Namespace) -> int:
     streams = STREAMS if options.stream == "both" else (options.stream,)
     tail = MergedTail(run, options.rank, streams, _filter(options.grep, options.invert))
     tell = _as_json if options.json else _in_words(options.rank is None or len(options.rank) > 1)
-    last = tail.last(options.lines)
+    peeker = Peeker()
+    live = status(run, peeker.ranks(run)).live
+    last = tail.last(options.lines, whole=live)
     for line in last:
         tell(line)
     if not options.follow:
         if not last and not tail.found:
             print(f"{run.id} has no logs{_of(options.rank)}: only runs that collie-tui started have.", file=sys.stderr)
         return 0
-    peeker = Peeker()
-    while True:
+    while live:
         live = status(run, peeker.ranks(run)).live
-        for line in tail.fresh():
-            tell(line)
-        if not live:
-            return 0
-        time.sleep(_INTERVAL)
+        while lines := tail.fresh():
+            for line in lines:
+                tell(line)
+        if live:
+            time.sleep(_INTERVAL)
+    for line in tail.unfinished():
+        tell(line)
+    return 0
 
 
 def _of(ranks: list[int] | None) -> str:
