@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from collie.events._files import open_regular
 from collie.events._writer import file_mode
@@ -235,7 +235,7 @@ def _read_object(path: Path, limit: int, *, follow: bool) -> dict[str, Any] | No
     return values if isinstance(values, dict) else None
 
 
-def _is_time(t: Any) -> bool:
+def _is_time(t: Any) -> TypeGuard[float]:
     """Whether `t` is a number of seconds; JSON also has NaN, and whole numbers that no float holds."""
     return isinstance(t, (int, float)) and not isinstance(t, bool) and 0 <= t < 2**53
 

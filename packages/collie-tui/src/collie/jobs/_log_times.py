@@ -54,7 +54,7 @@ class LogClock:
 
 
 class LogTimes:
-    """What a LogClock wrote, its last ten thousands of notes; what was there before these has the oldest time of them."""
+    """What a LogClock wrote, its last ten thousands of notes; what was there before these has the oldest time."""
 
     def __init__(self, run: RunFolder) -> None:
         self._logs = run.logs
