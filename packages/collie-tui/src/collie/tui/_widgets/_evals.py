@@ -18,7 +18,7 @@ class EvaluationTable(Table):
     BORDER_TITLE = "evaluations"
     COLUMNS = (
         Column("STEP", 6, right=True),
-        Column("RESULTS", 18, flexible=True, most=80),
+        Column("RESULTS", 26, flexible=True, most=80),
         Column("ROWS", 6, right=True, priority=2),
         Column("TOOK", 6, right=True, priority=1),
         Column("AGO", 4, right=True, priority=3),
