@@ -196,7 +196,7 @@ def _checked_choice(train_on: Literal["all", "last"] | Sequence[int]) -> TrainOn
     if isinstance(train_on, str):
         if train_on == "all" or train_on == "last":
             return train_on
-    elif train_on and all(isinstance(number, int) and not isinstance(number, bool) for number in train_on):
+    elif isinstance(train_on, Sequence) and train_on and all(type(number) is int for number in train_on):
         return tuple(train_on)
     raise DataError(f"train_on={train_on!r} is neither 'all' nor 'last' nor a list of turns such as [0, -1].")
 
@@ -205,4 +205,4 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the tokens that are no text: those which the tokenizer holds special, its eos among them."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     special = {number for number, token in added.items() if token.special}
-    return frozenset(special | set(getattr(tokenizer, "allspecial_ids", ())))
+    return frozenset(special | set(getattr(tokenizer, "all_special_ids", ())))

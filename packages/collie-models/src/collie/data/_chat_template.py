@@ -10,6 +10,7 @@ from typing import Any
 from jinja2.exceptions import TemplateSyntaxError
 
 from collie.data._chat_messages import Conversation
+from collie.data._rows import check_text
 from collie.interfaces import DataError, MissingExtraError, nearest
 
 _TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -119,9 +120,11 @@ class ChatTemplate:
 
     def _checked(self, source: str, messages: list[Any], tools: list[Any] | None, **options: Any) -> str:
         try:
-            return self._apply(source, messages, tools, **options)
+            text = self._apply(source, messages, tools, **options)
         except Exception as error:  # a template is a program of its own: whatever it fails with, it is about this row
             raise DataError(f"the chat template does not take it: {error}") from error
+        check_text(text, "its text")
+        return text
 
     def _apply(self, source: str, messages: list[Any], tools: list[Any] | None, **options: Any) -> str:
         text: str = self._tokenizer.apply_chat_template(

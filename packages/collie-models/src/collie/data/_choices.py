@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from collie.data._formats import Example, Format
 from collie.data._prompts import PromptEncoder
-from collie.data._rows import Encoded, Refused, Tokens
+from collie.data._rows import Encoded, Refused, Tokens, check_text
 from collie.interfaces import DataError
 from collie.module import IGNORE_INDEX
 
@@ -105,6 +105,9 @@ def _choice(row: Mapping[str, Any], index: int) -> Example:
         raise DataError(
             f"'output' of row {index} is {str(candidates)[:40]!r}: a list of strings, the candidates, is needed."
         )
+    for name, texts in (("input", [question]), ("output", candidates)):
+        for text in texts:
+            check_text(text, f"{name!r} of row {index}")
     if len(candidates) < 2:
         raise DataError(
             f"row {index} has {len(candidates)} candidates in 'output': at least 2 are needed to choose from."

@@ -130,6 +130,8 @@ def training_encoder(
     Args: those of the class; `format` is a Source's, `caller` the class that errors name.
     Raises DataError: options that do not fit, or a format that is not known.
     """
+    if not isinstance(max_length, int):
+        raise DataError(f"max_length={max_length!r}: give a whole number of tokens, or -1 for no limit.")
     if max_length != -1 and max_length < 2:
         raise DataError(f"max_length={max_length} leaves no token to predict: give at least 2, or -1 for no limit.")
     text = (

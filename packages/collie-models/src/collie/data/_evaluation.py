@@ -49,6 +49,8 @@ class CollieDatasetForGeneration(CollieDatasetForTraining):
         if self.train_on != "all" or not self.train_on_end:
             what = f"train_on={self.train_on!r}" if self.train_on_end else "train_on_end=False"
             raise DataError(f"{what}: {type(self).__name__} trains on nothing; leave it out.")
+        if not isinstance(self.max_length, int):
+            raise DataError(f"max_length={self.max_length!r}: give a whole number of tokens, or -1 for no limit.")
         if self.max_length != -1 and self.max_length < 1:
             raise DataError(f"max_length={self.max_length} leaves no prompt: give at least 1, or -1 for no limit.")
         chat = None

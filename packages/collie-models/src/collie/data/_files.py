@@ -51,12 +51,15 @@ def csv_rows(path: Path) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            names = reader.fieldnames or ()
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path} has the column {twice!r} twice: one of them would be lost. Rename it.")
             for row in reader:
                 if None in row or None in row.values():
                     found = len(row) - 1 + len(row[None]) if None in row else sum(v is not None for v in row.values())
                     raise DataError(
                         f"{path} line {reader.line_num} has {found} values for the "
-                        f"{len(reader.fieldnames or ())} columns of its first line: quote values that hold commas."
+                        f"{len(names)} columns of its first line: quote values that hold commas."
                     )
                 yield row
     except csv.Error as error:
@@ -84,7 +87,10 @@ READERS: Mapping[str, Callable[[Path], Iterator[Any]]] = MappingProxyType(
 
 def _first_character(path: Path) -> str:
     with path.open(encoding="utf-8-sig") as file:
-        return next((text[0] for line in file if (text := line.lstrip())), "")
+        while piece := file.read(_PIECE):  # no line, which may be the whole file
+            if text := piece.lstrip():
+                return text[0]
+    return ""
 
 
 def _json_list(path: Path) -> Iterator[Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from collie.data._conversations import messages, sharegpt_messages
+from collie.data._rows import check_text
 from collie.interfaces import DataError, nearest
 
 Example = Mapping[str, Any]
@@ -109,6 +110,7 @@ def _string(row: Mapping[str, Any], name: str, index: int) -> str:
         raise DataError(
             f"{name!r} of row {index} is a {type(value).__name__} ({str(value)[:40]!r}): a string is needed."
         )
+    check_text(value, f"{name!r} of row {index}")
     return value
 
 

@@ -70,9 +70,8 @@ class PromptEncoder:
         if "messages" not in row:
             return row["text"] if "text" in row else row["input"], row.get("target")
         if self.chat is None:
-            raise DataError(
-                f"row {index} is a conversation and the tokenizer has no chat template: give chat_template."
-            )
+            reason = f"row {index} is a conversation and the tokenizer has no chat template: give chat_template."
+            return Refused(index, reason), None
         try:
             text, answer = self.chat.prompt(row)
         except DataError as error:

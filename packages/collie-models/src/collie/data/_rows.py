@@ -67,6 +67,17 @@ def _integers(row: Mapping[str, Any], name: str, index: int) -> list[int]:
     raise DataError(f"{name} of row {index} is {found}: a flat list of integers, one for each token, is needed.")
 
 
+def check_text(text: str, what: str) -> None:
+    """Raise DataError where `text`, which the error calls `what`, is nothing that a tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} has half of a surrogate pair, {text[error.start]!r}, which is no character: where the text was "
+            "cut, a character was cut in two. Mend it, or leave the row out."
+        ) from None
+
+
 def is_sequence(value: Any, length: int) -> bool:
     """Whether a field holds numbers for `length` positions: a list, array or tensor, of whatever further shape."""
     return hasattr(value, "__len__") and len(value) == length and np.asarray(value).dtype.kind in "iubf"

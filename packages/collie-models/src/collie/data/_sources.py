@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,12 @@ class Source:
     format: str | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight > 0):
+        if not (isinstance(self.weight, Real) and math.isfinite(self.weight) and self.weight > 0):
             raise DataError(
                 f"weight={self.weight!r} of a source: give a number above 0, or leave the source out of the list."
             )
-        if self.max_rows is not None and self.max_rows < 1:
-            raise DataError(f"max_rows={self.max_rows} of a source: give at least 1, or None for all of its rows.")
+        if self.max_rows is not None and not (isinstance(self.max_rows, int) and self.max_rows >= 1):
+            raise DataError(f"max_rows={self.max_rows!r} of a source: give at least 1, or None for all of its rows.")
         if isinstance(self.data, Mapping):
             splits = ", ".join(map(repr, self.data))
             if self.split is None:

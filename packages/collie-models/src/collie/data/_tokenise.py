@@ -71,8 +71,8 @@ def tokenised(
         DataError: an encoder failed, or a process died; it names the rows.
         CollieError: the encoder raised it.
     """
-    if processes is not None and processes < 1:
-        raise DataError(f"processes={processes}: at least 1 is needed, which is this process, or None to choose.")
+    if processes is not None and (not isinstance(processes, int) or processes < 1):
+        raise DataError(f"processes={processes!r}: at least 1 is needed, which is this process, or None to choose.")
     work = _Work(rows, encoder, processes or _cpus(shared=content is None), progress, on_refused)
     if content is None:
         return work.table()
