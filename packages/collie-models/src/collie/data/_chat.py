@@ -196,8 +196,10 @@ def _checked_choice(train_on: Literal["all", "last"] | Sequence[int]) -> TrainOn
     if isinstance(train_on, str):
         if train_on == "all" or train_on == "last":
             return train_on
-    elif isinstance(train_on, Sequence) and train_on and all(type(number) is int for number in train_on):
-        return tuple(train_on)
+    elif isinstance(train_on, Sequence):
+        turns: tuple[Any, ...] = tuple(train_on)
+        if turns and all(isinstance(turn, int) and not isinstance(turn, bool) for turn in turns):
+            return turns
     raise DataError(f"train_on={train_on!r} is neither 'all' nor 'last' nor a list of turns such as [0, -1].")
 
 
