@@ -19,6 +19,7 @@ from collie.events import (
     Eval,
     EventWriter,
     Hello,
+    Log,
     Prompt,
     RunFolder,
     Sample,
@@ -104,6 +105,7 @@ def _train(options: argparse.Namespace, rank: int, run: RunFolder, events: Event
 def _answer(options: argparse.Namespace, run: RunFolder, events: EventWriter, step: int, flag: Path) -> None:
     """Do what was asked for, after the step, as rank 0 of a Trainer does."""
     for request in run.pending():
+        events.write(Log("info", f"asked to {request.kind} (request {request.id})"))
         if request.kind == "stop":
             flag.touch()
         elif request.kind == "checkpoint" and options.full:

@@ -2,15 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from collie.events import Alert, Bye, Checkpoint, Eval, EventReader, Prompt, Record, RunFolder, Step
+from collie.events import Alert, Bye, Checkpoint, Eval, EventReader, Log, Prompt, Record, RunFolder, Step
 from collie.interfaces import CollieError, ConfigError
 from collie.jobs._fields import plain_record
 from collie.jobs._peek import Peeker, rank_and_attempt
-from collie.jobs._status import Status, status
+from collie.jobs._status import status
 
 _INTERVAL = 0.1  # seconds between two looks
 
@@ -35,15 +34,6 @@ def ask(run: RunFolder, kind: str, **arguments: Any) -> "Asked":
     return listener
 
 
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """What rank 0 has said since it was asked, in order."""
-
-    records: tuple[Record, ...]
-    resolved: bool
-    status: Status
-
-
 class Asked:
     """A request to a run, and its answer."""
 
@@ -64,9 +54,8 @@ class Asked:
         peeker = Peeker()
         while True:
             now = status(self.run, peeker.ranks(self.run))
-            resolved = all(request.id != self.id for request in self.run.pending())
-            self._read()  # after both looks: what was said before them is among the records
-            answer = _ANSWERS[self.kind](_Heard(tuple(self._records), resolved, now))
+            self._read()  # after that look: what was said before it is among the records
+            answer = _ANSWERS[self.kind](self._since_heard())
             if answer is not None:
                 return answer
             if not now.live:
@@ -98,6 +87,13 @@ class Asked:
                 raise NoAnswer(f"{self.run.id} has said nothing for {timeout:g} seconds; it may yet.")
             time.sleep(_INTERVAL)
 
+    def _since_heard(self) -> list[Record]:
+        """What rank 0 has said since it heard of this, which it says in its log; nothing before that."""
+        marks = [
+            at for at, one in enumerate(self._records) if isinstance(one.event, Log) and self.id in one.event.message
+        ]
+        return self._records[marks[0] :] if marks else []
+
     def _read(self) -> None:
         for path in self.run.event_files():
             if rank_and_attempt(path)[0] == 0:
@@ -105,9 +101,9 @@ class Asked:
                 self._records += filter(None, map(plain_record, reader.read()))
 
 
-def _checkpoint(heard: _Heard) -> list[Record] | None:
+def _checkpoint(heard: list[Record]) -> list[Record] | None:
     """A checkpoint is written behind training: any number of steps may come in between."""
-    for record in heard.records if heard.resolved else ():
+    for record in heard:
         if isinstance(record.event, Checkpoint):
             return [record]
         if isinstance(record.event, Alert) and record.event.code == "checkpoint":
@@ -115,17 +111,16 @@ def _checkpoint(heard: _Heard) -> list[Record] | None:
     return None
 
 
-def _evaluate(heard: _Heard) -> list[Record] | None:
+def _evaluate(heard: list[Record]) -> list[Record] | None:
     """The evaluators run between the step in which the request was heard and the next one."""
-    if not heard.resolved:
-        return None
-    evaluations = [record for record in heard.records if isinstance(record.event, Eval)]
-    after = [record for record in heard.records if isinstance(record.event, Step | Bye)]
-    if evaluations and after and after[-1].seq > evaluations[-1].seq:
-        return evaluations
-    if len(after) > 2:  # heard in the first at the latest
+    steps = [at for at, record in enumerate(heard) if isinstance(record.event, Step | Bye)]
+    evaluations = [at for at, record in enumerate(heard) if isinstance(record.event, Eval)]
+    if evaluations:
+        over = next((at for at in steps if at > evaluations[0]), None)
+        return None if over is None else [heard[at] for at in evaluations if at < over]
+    if len(steps) > 1:
         raise NoAnswer("the run has no evaluators.")
     return None
 
 
-_ANSWERS: dict[str, Callable[[_Heard], list[Record] | None]] = {"checkpoint": _checkpoint, "evaluate": _evaluate}
+_ANSWERS: dict[str, Callable[[list[Record]], list[Record] | None]] = {"checkpoint": _checkpoint, "evaluate": _evaluate}

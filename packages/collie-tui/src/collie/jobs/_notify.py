@@ -15,6 +15,7 @@ import psutil
 from collie.jobs._json import to_json
 
 _LIMIT = 30.0  # seconds that the command has
+_TEXT = 4096  # characters
 _WAITING = 100  # what is told while it still runs waits; beyond these the oldest are dropped
 
 
@@ -32,9 +33,10 @@ class Notifier:
         self._deadline = 0.0
 
     def tell(self, **what: Any) -> None:
-        """Let the command know, as soon as it is its turn."""
+        """Let the command know, as soon as it is its turn; of a text no more than a pipe can hold."""
         if self._command:
-            self._waiting.append(to_json(what))
+            short = {name: value[:_TEXT] if isinstance(value, str) else value for name, value in what.items()}
+            self._waiting.append(to_json(short))
             self.look()
 
     def look(self) -> None:
@@ -42,8 +44,7 @@ class Notifier:
         if self._running is not None:
             if _lives(self._running.pid):
                 if time.monotonic() >= self._deadline:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(self._running.pid, signal.SIGKILL)
+                    self._end(self._running.pid)
                 return
             self._running.returncode = 0  # collected, by us or by whoever collects all children
             self._running = None
@@ -51,11 +52,13 @@ class Notifier:
             self._start(self._waiting.popleft())
 
     def settle(self) -> None:
-        """Wait until all is told, as long as a command may take."""
-        deadline = time.monotonic() + _LIMIT
+        """Wait until all is told: as long as a command that runs and one more may take. What runs then is ended."""
+        deadline = time.monotonic() + 2 * _LIMIT
         while (self._running is not None or self._waiting) and time.monotonic() < deadline:
             time.sleep(0.02)
             self.look()
+        if self._running is not None:
+            self._end(self._running.pid)
 
     def own(self, pids: Iterable[int]) -> set[int]:
         """Those of these processes that belong to the command, not to the job."""
@@ -67,6 +70,11 @@ class Notifier:
                 if os.getsid(pid) == self._running.pid:
                     mine.add(pid)
         return mine
+
+    def _end(self, group: int) -> None:
+        """KILL a command, with what it has started and left in its group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
 
     def _start(self, text: str) -> None:
         with contextlib.suppress(OSError), self._log.open("ab") as output:

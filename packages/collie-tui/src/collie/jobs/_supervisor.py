@@ -149,16 +149,25 @@ class Supervisor:
             children.send(signal.SIGKILL)
         if rung is None:
             return
+        if rung is Rung.REQUEST and not self._request_stop():
+            rung = self._ladder.go_on(time.monotonic())  # ranks that were not asked are not waited for
         if rung is Rung.REQUEST:
-            if not any(request.kind == "stop" for request in self.folder.pending()):
-                with contextlib.suppress(OSError):
-                    self.folder.request("stop")
             self._enter(State.STOPPING, "asked the ranks to stop after this step")
         elif rung is Rung.TERM:
             children.terminate()
             self._enter(State.STOPPING, "sent TERM to the workers")
         elif rung is Rung.KILL:
             self._enter(State.STOPPING, "killed the workers")
+
+    def _request_stop(self) -> bool:
+        """Whether a request to stop lies where the ranks look for it; on a full disk none can."""
+        if any(request.kind == "stop" for request in self.folder.pending()):
+            return True
+        try:
+            self.folder.request("stop")
+        except OSError:
+            return False
+        return True
 
     def _ranks_listen(self) -> bool:
         """Whether a rank has said hello and not yet goodbye: such a rank reads requests."""
