@@ -57,8 +57,11 @@ class Notifier:
         while (self._running is not None or self._waiting) and time.monotonic() < deadline:
             time.sleep(0.02)
             self.look()
-        if self._running is not None:
+        self._waiting.clear()
+        while self._running is not None:
             self._end(self._running.pid)
+            time.sleep(0.02)
+            self.look()
 
     def own(self, pids: Iterable[int]) -> set[int]:
         """Those of these processes that belong to the command, not to the job."""
