@@ -6,8 +6,8 @@ import chat_templates
 import pytest
 from torch.utils.data import Subset
 
-from collie.data import CollieDatasetForTraining, Source, check_rows
-from collie.interfaces import DataError
+from collie.data import ChatEncoder, CollieDatasetForTraining, CollieStream, Source, check_rows
+from collie.interfaces import ConfigError, DataError
 
 ROWS = [
     {
@@ -97,3 +97,23 @@ def test_other_rows_need_no_end_of_a_turn():
     check_rows(CollieDatasetForTraining([pairs, Source(ROWS)], tokenizer, add_special_tokens=False))
     with pytest.raises(DataError, match="of the 1 conversations"):
         check_rows(CollieDatasetForTraining(pairs, tokenizer, chat_template=NO_END))
+
+
+@pytest.mark.parametrize("template", [NO_END, OUTSIDE])
+def test_a_stream_s_first_conversations_train_ends_too(template):
+    """Or it is refused before any rank works; not where that is meant, and rows of text have no turns."""
+    tokenizer = chat_templates.chatml()
+    CollieStream(ROWS, tokenizer, rows=5).check()
+    with pytest.raises(DataError, match=r"in none of the stream's first 5 conversations.*train_on_end=False"):
+        CollieStream(ROWS, tokenizer, rows=5, chat_template=template).check()
+    with pytest.raises(DataError, match="in none of the stream's first 5 conversations"):
+        CollieStream(ROWS, rows=5, encoder=ChatEncoder(tokenizer, template)).check()
+    CollieStream(ROWS, tokenizer, rows=5, chat_template=template, train_on_end=False).check()
+    CollieStream([{"text": "a text"}], tokenizer, rows=1, chat_template=template).check()
+
+
+def test_what_a_stream_s_own_encoder_would_ignore_is_refused():
+    tokenizer = chat_templates.chatml()
+    for options in ({"tokenizer": tokenizer}, {"max_length": 8}, {"train_on": "last"}, {"chat_template": NO_END}):
+        with pytest.raises(ConfigError, match="or leave out encoder"):
+            CollieStream(ROWS, rows=5, encoder=ChatEncoder(tokenizer), **options)

@@ -130,3 +130,11 @@ def test_text_before_an_odd_row_is_what_it_was(tokenizer):
     """Emoji and what is beyond 16 bits are no halves."""
     row = {"text": "🎉\U0010ffff\u2028é"}
     assert text_of(CollieDatasetForTraining([row], tokenizer)[0], tokenizer) == f"<s>{row['text']}</s>"
+
+
+def test_variables_of_a_template_that_is_not_used(tokenizer):
+    """Candidates are put into turns only where chat_template asks for it."""
+    row, variables = {"input": "a", "output": ["b", "c"], "target": 0}, {"enable_thinking": False}
+    with pytest.raises(DataError, match="uses a chat template only where chat_template gives one"):
+        CollieDatasetForClassification([row], tokenizer, chat_template_kwargs=variables)
+    CollieDatasetForClassification([row], tokenizer, chat_template=TEMPLATE, chat_template_kwargs=variables)

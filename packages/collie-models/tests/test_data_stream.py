@@ -280,7 +280,7 @@ def test_reading_leaves_random_numbers_alone():
         ({"rows": 0}, "rows=0: give a whole number"),
         ({"rows": 3, "shuffle_buffer": -1}, "shuffle_buffer=-1"),
         ({"rows": 3, "on_bad_row": "drop"}, "on_bad_row='drop'"),
-        ({"rows": 3, "tokenizer": Words(), "encoder": Words()}, "give one of them"),
+        ({"rows": 3, "tokenizer": Words(), "encoder": Words()}, "or leave out encoder"),
         ({"rows": 3, "max_length": 1}, "max_length=1 leaves no token"),
         ({"rows": 3, "weights": {"a": 1}}, "weights are for a dict"),
         ({"rows": 3, "source": iter([1])}, "a list_iterator can be read once.*function that makes a fresh one"),

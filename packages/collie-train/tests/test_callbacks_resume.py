@@ -9,6 +9,8 @@ from toy_training import make_config, make_model, rows, snapshot
 
 from collie.callbacks import Callback, CheckpointCallback, LoadBestModelCallback
 from collie.controller.trainer import Trainer
+from collie.events import EventReader, RunFolder, Step
+from collie.interfaces import CheckpointError
 from collie.testing import run_ranks
 from collie.utils.monitor import LossMonitor
 
@@ -95,3 +97,42 @@ def test_the_best_model_of_before_the_stop_is_the_best_after(tmp_path):
 
     (ended, first, there), _ = run_ranks(2, run)
     assert all(torch.equal(ended[name], weight) for name, weight in first.items()) and not there
+
+
+class Break(Callback):
+    """Ends the training after a step, as a fault would."""
+
+    def on_train_batch_end(self, trainer, loss):
+        if trainer.global_batch_idx == 4:
+            raise RuntimeError("a fault")
+
+
+def test_a_run_that_is_resumed_from_outside_goes_on_or_says_why_not(tmp_path, monkeypatch):
+    """As `collie-tui resume` writes it into job.json; not from its beginning as if nobody had asked."""
+    run, folder = RunFolder.create(tmp_path / "runs", name="asked"), tmp_path / "kept"
+    monkeypatch.setenv("COLLIE_RUN_DIR", str(run.path))
+
+    def attempt(number, *callbacks):
+        """The first step that it trained."""
+        config = make_config(micro=1)
+        model = make_model(config)
+        keeper = CheckpointCallback(folder, every_n_batches=2, model_only=False)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        trainer = Trainer(
+            model, config, optimizer=optimizer, train_dataset=rows(), callbacks=[keeper, *callbacks]
+        )  # fmt: skip
+        try:
+            trainer.train()
+        except (CheckpointError, RuntimeError) as error:
+            return str(error)
+        trainer._recorder.events.close()
+        records = EventReader(run.events / f"rank-00000.a{number}.jsonl").read()
+        return min(record.step for record in records if isinstance(record.event, Step))
+
+    run.write_job({"attempt": 1, "resume": "auto"})
+    [said] = run_ranks(1, attempt, 1)
+    assert str(folder) in said and "collie-tui resume --anew" in said
+    run.write_job({"attempt": 2, "resume": None})
+    assert run_ranks(1, attempt, 2, Break()) == ["a fault"]
+    run.write_job({"attempt": 3, "resume": "auto"})
+    assert run_ranks(1, attempt, 3) == [4]

@@ -240,3 +240,12 @@ def test_inspection_from_python(folder):
     assert found.row.number == 0 and found.report.rows == 2 + 2 * 3 and found.refused is None
     with pytest.raises(ConfigError, match="data is empty"):
         inspect_data(dataclasses.replace(recipe, data=()), folder)
+
+
+def test_the_first_rows_alone_are_tokenised(folder, tmp_path):
+    """What is kept on disk is all of a file: to look at its first rows, nothing is."""
+    recipe = read_recipe(folder / "recipe.yaml", DataRecipe)
+    inspect_data(recipe, folder, limit=2)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    inspect_data(recipe, folder)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2

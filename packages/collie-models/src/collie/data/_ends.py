@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from collie.data._chat import special_ids
+from collie.data._build import Chunk, TableBuilder
+from collie.data._chat import ChatEncoder, special_ids
 from collie.data._dataset import CollieDatasetForTraining
+from collie.data._encoders import RowEncoder
 from collie.data._mixture import Part
 from collie.data._table import TokenTable
 from collie.interfaces import DataError
@@ -43,6 +47,34 @@ def check_ends(dataset: CollieDatasetForTraining) -> None:
         f"the end of a turn is never trained, so that the model would not learn to stop: {why}. {mend}, or, if that is "
         "meant, give the dataset train_on_end=False."
     )
+
+
+def check_first_ends(encoder: object, rows: Sequence[Any]) -> None:
+    """Raise DataError where the first rows of a stream have conversations, and none of them trains the end of a turn.
+
+    encoder: the stream's. Rows that it refuses, and what an encoder of somebody's own makes, are not looked at.
+    """
+    chat, talks = encoder, list(rows)
+    if isinstance(encoder, RowEncoder):
+        chat = encoder.encoders.get("messages")
+        talks = [example for example in _examples(encoder, rows) if "messages" in example]
+    if not isinstance(chat, ChatEncoder) or not chat.train_on_end:
+        return
+    builder = TableBuilder()
+    builder.add(Chunk.of(chat.encode(talks, range(len(talks)))))
+    table = builder.finish()
+    if len(table) and not trains_an_end(table, chat.stops):
+        raise DataError(
+            f"the end of a turn is trained in none of the stream's first {len(table)} conversations, so that the model "
+            f"would not learn to stop. Raise max_length={chat.max_length} if it cuts them, give a chat_template that "
+            "ends each turn with a special token of the tokenizer, or, if that is meant, give train_on_end=False."
+        )
+
+
+def _examples(encoder: RowEncoder, rows: Sequence[Any]) -> Iterator[Mapping[str, Any]]:
+    for index, row in enumerate(rows):
+        with contextlib.suppress(DataError):
+            yield encoder.example(row, index)
 
 
 def trains_an_end(table: TokenTable, ends: Iterable[int]) -> bool:

@@ -35,6 +35,8 @@ class CollieDatasetForGeneration(CollieDatasetForTraining):
         DataError: as CollieDatasetForTraining; also a prompt that is empty or longer than max_length.
     """
 
+    _uses_the_tokenizers_template = True  # for conversations
+
     def _encoder(self, format: str | None) -> RowEncoder:
         processed = TokenPromptEncoder(self.max_length)
         prompts: Encoder | Lacking = (
@@ -54,6 +56,11 @@ class CollieDatasetForGeneration(CollieDatasetForTraining):
         if self.max_length != -1 and self.max_length < 1:
             raise DataError(f"max_length={self.max_length} leaves no prompt: give at least 1, or -1 for no limit.")
         chat = None
+        if self.chat_template is None and self.chat_template_kwargs and not self._uses_the_tokenizers_template:
+            raise DataError(
+                f"chat_template_kwargs={dict(self.chat_template_kwargs)}: {type(self).__name__} uses a chat template "
+                "only where chat_template gives one (tokenizer.chat_template, for the tokenizer's own)."
+            )
         if self.chat_template is not None or getattr(self.tokenizer, "chat_template", None) is not None:
             from collie.data._chat_prompts import ChatPrompts
 
@@ -86,6 +93,8 @@ class CollieDatasetForClassification(CollieDatasetForGeneration):
         DataError: another style; or as CollieDatasetForGeneration, also for fewer than two candidates, an empty one,
             a target that is none of them, and more than 26 in the style "helm".
     """
+
+    _uses_the_tokenizers_template = False
 
     def __init__(
         self,

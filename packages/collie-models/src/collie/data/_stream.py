@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import Any, Literal, Protocol
 from torch.utils.data import IterableDataset, get_worker_info
 
 from collie.data._encoders import training_encoder
+from collie.data._ends import check_first_ends
 from collie.data._reads import Loaded, Read
 from collie.data._rows import Encoded, Refused
 from collie.data._stream_order import BlockOrder, Cursor
-from collie.data._stream_sources import Item, source_of
+from collie.data._stream_sources import Item, RowSource, source_of
 from collie.interfaces import ConfigError, DataError
 
 _HEAD = 16  # rows that are looked at before a training begins
@@ -47,7 +49,8 @@ class CollieStream(IterableDataset[dict[str, Any]]):
             `datasets` IterableDataset; or a dict of several of these by name, which are mixed. It must give the same
             rows in the same order on every rank and every time, whatever data worker asks.
         tokenizer: of transformers; needed where rows are text. Rows are read as CollieDatasetForTraining reads them.
-        add_special_tokens, max_length, chat_template, train_on: as there.
+        add_special_tokens, max_length, chat_template, train_on, train_on_end: as there. The ends of turns are looked
+            for in the first rows.
         format: the name of the format that all rows have; None finds it by their columns, as there.
         rows: of an epoch: so many are taken from the stream's beginning.
         steps_per_epoch: optimizer steps of an epoch, in place of `rows`.
@@ -73,6 +76,7 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         *,
         chat_template: str | Path | None = None,
         train_on: Literal["all", "last"] | Sequence[int] = "all",
+        train_on_end: bool = True,
         format: str | None = None,
         rows: int | None = None,
         steps_per_epoch: int | None = None,
@@ -88,8 +92,12 @@ class CollieStream(IterableDataset[dict[str, Any]]):
             )
         if on_bad_row not in ("raise", "skip"):
             raise ConfigError(f"on_bad_row={on_bad_row!r}: give 'raise' or 'skip'.")
-        if encoder is not None and tokenizer is not None:
-            raise ConfigError("tokenizer and encoder both make tokens of rows: give one of them.")
+        for_tokens = (tokenizer, chat_template, format, max_length != -1, train_on != "all", not train_on_end)
+        if encoder is not None and any(for_tokens):
+            raise ConfigError(
+                "encoder makes tokens of rows in its own way: leave out tokenizer, max_length, chat_template, format, "
+                "train_on and train_on_end, or leave out encoder."
+            )
         self.rows = rows
         self.steps_per_epoch = steps_per_epoch
         self.shuffle_buffer = shuffle_buffer
@@ -102,6 +110,7 @@ class CollieStream(IterableDataset[dict[str, Any]]):
             max_length,
             chat_template=chat_template,
             train_on=train_on,
+            train_on_end=train_on_end,
             format=format,
             caller=type(self).__name__,
         )
@@ -146,6 +155,13 @@ class CollieStream(IterableDataset[dict[str, Any]]):
         rows, reasons = encoded(self, self.head)
         if not rows:
             raise DataError(f"none of the stream's first {len(self.head)} rows can be used: {reasons[0]}")
+        check_first_ends(self.encoder, list(_readable(self.source, self.head)))
+
+
+def _readable(source: RowSource, items: Sequence[Item]) -> Iterator[Any]:
+    for item in items:
+        with contextlib.suppress(DataError):
+            yield source.row(item)
 
 
 def encoded(stream: CollieStream, items: Sequence[Item]) -> tuple[list[dict[str, Any]], list[str]]:

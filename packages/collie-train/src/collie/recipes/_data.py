@@ -101,6 +101,7 @@ class DataRecipe:
             train_on_end=self.train_on_end,
             chat_template_kwargs=self.chat_template_kwargs,
             on_bad_row=self.on_bad_row,
+            cache=None if limit is None else False,  # which keeps all rows of a file
         )
 
 

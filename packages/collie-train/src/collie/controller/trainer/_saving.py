@@ -71,6 +71,17 @@ class Saving:
         found = self.checkpoints.load_newest(self._folders())
         return found[1] if found is not None else None
 
+    def resume_as_asked(self, resume: str) -> Position:
+        """The same for whoever asked from outside, who is told where there is nothing to go on from."""
+        position = self.resume(resume)
+        if position is None:
+            folders = ", ".join(self._folders()) or "any folder"
+            raise CheckpointError(
+                f"This run was to go on from a checkpoint, and none is in {folders}: a model alone has no state of "
+                "training. Begin anew with `collie-tui resume --anew`."
+            )
+        return position
+
     def _folders(self) -> list[str]:
         """Where checkpoints lie: the folders of callbacks that save them, and the run folder's own."""
         callbacks = self._run.callbacks.callbacks

@@ -215,9 +215,10 @@ class Trainer:
             what = "optimizer" if self._step is None else "train_dataset"
             raise ConfigError(f"Trainer.train needs {what}=…, which was not given.")
         asked = self._recorder.asked_to_resume()
-        resume = asked if resume is None else resume
         if resume is not None:
             self._stand_at(self._saving.resume(resume))
+        elif asked is not None:
+            self._stand_at(self._saving.resume_as_asked(asked))
         elif self._position.epoch >= self._position.first_epoch + self.config.train_epochs:
             self._position.first_epoch = self._position.epoch  # that training was over
         place = self._position
