@@ -30,14 +30,14 @@ def _kill_supervisor(run, monkeypatch, until):
 
 def test_a_run_goes_on_as_its_next_attempt(launch, until, capsys):
     """In the same folder, told to resume; the record of the first attempt stays."""
-    run = launch("--steps", "6", "--fail-at", "3", "--save-at", "2", name="twice")
+    run = launch("--steps", "40", "--fail-at", "35", "--save-at", "2", name="twice")
     assert jobs.wait(run, 20).state is State.FAILED
     assert jobs.last_checkpoint(run) == "/checkpoints/step-2"
     capsys.readouterr()
     assert main(["resume", "twice"]) == 0
     out = capsys.readouterr().out
-    assert "goes on; its last checkpoint: /checkpoints/step-2" in out and "twice finished: 6 steps" in out
-    assert out.count("step 1/6") <= 1, "steps of the first attempt are not told again"
+    assert "goes on; its last checkpoint: /checkpoints/step-2" in out and "twice finished: 40 steps" in out
+    assert out.count("step 1/40") <= 1, "steps of the first attempt are not told again"
     assert "resumed: auto" in out
     assert [path.name for path in run.event_files()] == [f"rank-0000{r}.a{a}.jsonl" for r in (0, 1) for a in (0, 1)]
     assert jobs.status(run).state is State.FINISHED and (run.path / "exit.a0.json").exists()

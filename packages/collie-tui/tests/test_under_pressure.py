@@ -1,5 +1,7 @@
 """Supervisors and askers where things are slow, full or many."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +12,9 @@ from run_files import write_events
 from collie import jobs
 from collie.events import Eval, Log, Step
 from collie.jobs._answers import NoAnswer, ask
+from collie.jobs._children import Found
 from collie.jobs._notify import Notifier
+from collie.jobs._process import Identity
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -64,3 +68,26 @@ def test_a_stop_on_a_full_disk_goes_on_to_term(launch, until, tmp_path):
     run.control.write_text("in the way")  # as full as a folder can be for root, too
     jobs.stop(run)
     assert jobs.wait(run, 15).message.startswith("ended with TERM")
+
+
+def test_looking_after_found_processes_costs_little(monkeypatch):
+    """One walk through the host's processes a second, however many ranks there are; their children are known, too."""
+    command = [sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"]
+    ranks = [subprocess.Popen(command) for _ in range(3)]
+    walks, walk = [], psutil.process_iter
+    try:
+        deadline = time.monotonic() + 20
+        while len(children := psutil.Process().children(recursive=True)) < 6:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        monkeypatch.setattr(psutil, "process_iter", lambda *a: walks.append(1) or walk(*a))
+        found = Found(None, [Identity.of(one.pid) for one in ranks])
+        for _ in range(5):
+            assert sorted(found.left()) == sorted(child.pid for child in children)
+        assert len(walks) == 1
+        ranks[0].kill()
+        ranks[0].wait()
+        assert len(found.left()) == 5, "its orphan is still known"
+    finally:
+        for process in psutil.Process().children(recursive=True) + [psutil.Process(pid) for pid in found.left()]:
+            process.kill()

@@ -4,6 +4,8 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +13,8 @@ from typing import Protocol
 import psutil
 
 from collie.jobs._process import Identity, descendants, reap, signal_groups
+
+_WALK_EVERY = 1.0  # seconds between two looks for processes that are new
 
 
 class Children(Protocol):
@@ -93,21 +97,30 @@ class Found:
     def __init__(self, torchrun: Identity | None, workers: Iterable[Identity]) -> None:
         self.torchrun = torchrun
         self._known = {one.pid: one for one in ([torchrun] if torchrun is not None else []) + list(workers)}
+        self._next_walk = 0.0
 
     def ended(self) -> bool:
         return not self.left()
 
     def left(self) -> list[int]:
         """Also of orphans: each process below one that lives is remembered before its parent can be gone."""
-        for pid, one in list(self._known.items()):
-            if not one.is_alive():
-                del self._known[pid]
-                continue
-            with contextlib.suppress(psutil.Error):
-                for child in psutil.Process(pid).children(recursive=True):
-                    if child.pid not in self._known and (identity := _identity(child.pid)) is not None:
-                        self._known[child.pid] = identity
+        self._known = {pid: one for pid, one in self._known.items() if one.is_alive()}
+        if time.monotonic() >= self._next_walk:
+            self._next_walk = time.monotonic() + _WALK_EVERY
+            self._take_in_children()
         return list(self._known)
+
+    def _take_in_children(self) -> None:
+        """One walk through the processes of the host, however many ranks there are."""
+        below: defaultdict[int, list[int]] = defaultdict(list)
+        for process in psutil.process_iter(["ppid"]):
+            below[process.info["ppid"]].append(process.pid)
+        waiting = list(self._known)
+        while waiting:
+            for child in below[waiting.pop()]:
+                if child not in self._known and (identity := _identity(child)) is not None:
+                    self._known[child] = identity
+                    waiting.append(child)
 
     def terminate(self) -> None:
         if self.torchrun is not None and self.torchrun.is_alive():
